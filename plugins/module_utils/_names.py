@@ -1,0 +1,54 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Which names a volume may have, and the identity that follows from a name."""
+
+from __future__ import annotations
+
+import unicodedata
+import uuid
+
+from ._errors import InvalidName
+
+MAX_NAME_BYTES = 255
+# Volumes in the making bear names like this one, and leftovers of killed runs are cleared by it.
+STAGING_PREFIX = ".hypervisor.storage-"
+
+
+def check_name(name: object, *, option: str = "name") -> str:
+    """Return ``name`` unchanged when a volume may bear it, on every pool and in libvirt's XML; raises InvalidName."""
+    if not isinstance(name, str):
+        raise InvalidName(f"{option}: a name must be text, not {type(name).__name__}.")
+    fault = _find_fault(name)
+    if fault:
+        raise InvalidName(f"{option}: {_show(name)} can't be a volume's name: {fault}.")
+    return name
+
+
+def volume_uuid(pool_uuid: str, name: str) -> str:
+    """Return the UUIDv5 of ``name`` in the namespace of its pool: equal on all hosts that share the pool's definition."""
+    return str(uuid.uuid5(uuid.UUID(pool_uuid), name))
+
+
+def _find_fault(name: str) -> str | None:
+    if not name:
+        return "it is empty"
+    if name in (".", ".."):
+        return "it means a directory"
+    if "/" in name:
+        return "it has a '/'; give the name alone, and its pool in the option for it"
+    if any(unicodedata.category(char) == "Cc" for char in name):
+        return "it has a control character"
+    if any(char in "\ufffe\uffff" or "\ud800" <= char <= "\udfff" for char in name):
+        return "it has a character that neither UTF-8 nor libvirt's XML can hold"
+    length = len(name.encode("utf-8"))
+    if length > MAX_NAME_BYTES:
+        return f"it has {length} bytes in UTF-8, and {MAX_NAME_BYTES} are possible"
+    if name.startswith(STAGING_PREFIX):
+        return f"names with {STAGING_PREFIX!r} in front are kept for volumes in the making and cleared by later runs"
+    return None
+
+
+def _show(name: str) -> str:
+    return ascii(name) if len(name) <= 80 else ascii(name[:80]) + "..."

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -33,6 +34,7 @@ MAX_SOCKET_PATH = 107  # bytes of sockaddr_un.sun_path, less the final NUL
 START_SECONDS = 30.0
 TERM_SECONDS = 5.0
 KILL_SECONDS = 10.0
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 # Where libvirt keeps things, and the subdirectory that stands there inside the namespace.
 PLACES = {
@@ -51,13 +53,12 @@ CONFIG = {
     "virtlogd.conf": "",
 }
 
-# $1 is the directory, the rest are pairs of a source and a mount point.
+# Run in the new mount namespace with pairs of a source and a mount point, then "--" and the keeper's command.
 BOOT = """
 set -e
-dir=$1; shift
-while [ $# -gt 0 ]; do mount --bind "$1" "$2"; shift 2; done
-virtlogd -d -f /etc/libvirt/virtlogd.conf -p "$dir/virtlogd.pid"
-exec libvirtd -f /etc/libvirt/libvirtd.conf -p "$dir/libvirtd.pid"
+while [ "$1" != -- ]; do mount --bind "$1" "$2"; shift 2; done
+shift
+exec "$@"
 """
 
 
@@ -80,7 +81,8 @@ def start(directory: Path) -> str:
     lay_out(root)
     mounts = [text for name, place in PLACES.items() for text in (str((root / name).resolve()), place)]
     try:
-        launch(root, ["unshare", "--mount", "--propagation", "slave", "sh", "-c", BOOT, "sh", str(root), *mounts])
+        launch(root, ["unshare", "--mount", "--propagation", "slave", "sh", "-c", BOOT, "sh", *mounts, "--",
+                      sys.executable, os.path.abspath(__file__), "keep", str(root)])
     except BaseException:  # also an interrupt must not leave half a hypervisor behind
         stop(directory)
         raise
@@ -92,13 +94,15 @@ def restart(directory: Path) -> str:
     root = directory.resolve()
     libvirtd = [pid for pid in processes(root) if name_of(pid) == "libvirtd"]
     end(lambda: [pid for pid in libvirtd if name_of(pid) == "libvirtd"], (signal.SIGKILL,))
-    # virtlogd shares the mounts and outlives libvirtd.
-    inside = next((pid for pid in processes(root) if name_of(pid) == "virtlogd"), None)
-    if inside is None:
+    try:
+        keeper = int((root / "keeper.pid").read_text())
+    except FileNotFoundError:
+        keeper = -1
+    if keeper not in processes(root):
         raise HypervisorError(f"no hypervisor runs in {root}")
-    (root / "libvirtd.pid").unlink(missing_ok=True)
-    launch(root, ["nsenter", "--mount", "--target", str(inside),
-                  "libvirtd", "-f", "/etc/libvirt/libvirtd.conf", "-p", str(root / "libvirtd.pid")])
+    (root / "ended").unlink(missing_ok=True)
+    os.kill(keeper, signal.SIGHUP)
+    wait_until_ready(root)
     return uri(root)
 
 
@@ -133,16 +137,49 @@ def lay_out(root: Path) -> None:
 
 
 def launch(root: Path, command: list[str]) -> None:
-    """Run the command as a daemon and wait until libvirtd answers."""
+    """Run the keeper in its namespace as a daemon and wait until libvirtd answers."""
+    (root / "ended").unlink(missing_ok=True)
     with (root / "log" / "start.log").open("ab") as log:
         daemon = subprocess.Popen(command, env=environment(), cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                   start_new_session=True)
+    wait_until_ready(root, daemon)
+
+
+def wait_until_ready(root: Path, daemon: subprocess.Popen[bytes] | None = None) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not answers(root):
-        if daemon.poll() is not None or time.monotonic() > deadline:
-            why = f"ended with {daemon.returncode}" if daemon.returncode is not None else "does not answer"
-            raise HypervisorError(f"libvirtd in {root} {why}:\n{last_words(root)}")
+        if (root / "ended").exists() or (daemon is not None and daemon.poll() is not None):
+            raise HypervisorError(f"libvirtd in {root} ended at once:\n{last_words(root)}")
+        if time.monotonic() > deadline:
+            raise HypervisorError(f"libvirtd in {root} does not answer:\n{last_words(root)}")
         time.sleep(0.05)
+
+
+def keep(root: Path) -> None:
+    """Run the daemons and reap their orphans, until all are gone; SIGHUP starts a new libvirtd.
+
+    libvirt waits seconds for a QEMU that is dead but not reaped, and in a container process 1 may be slow to reap or
+    never do it.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    libvirtd = 0
+
+    def run_libvirtd(*_: object) -> None:
+        nonlocal libvirtd
+        libvirtd = spawn("libvirtd", "-f", "/etc/libvirt/libvirtd.conf", "-p", str(root / "libvirtd.pid"))
+
+    signal.signal(signal.SIGHUP, run_libvirtd)
+    (root / "keeper.pid").write_text(str(os.getpid()))
+    spawn("virtlogd", "-f", "/etc/libvirt/virtlogd.conf", "-p", str(root / "virtlogd.pid"))
+    run_libvirtd()
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            if os.wait()[0] == libvirtd:
+                (root / "ended").touch()
+
+
+def spawn(*command: str) -> int:
+    return os.posix_spawnp(command[0], command, os.environ)
 
 
 def answers(root: Path) -> bool:
@@ -222,9 +259,12 @@ def last_words(root: Path) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("action", choices=("start", "restart", "stop"))
+    parser.add_argument("action", choices=("start", "restart", "stop", "keep"), metavar="start|restart|stop")
     parser.add_argument("directory", type=Path)
     args = parser.parse_args()
+    if args.action == "keep":
+        keep(args.directory)
+        return 0
     # A terminated start cleans up just as an interrupted one does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

@@ -37,7 +37,7 @@ _Reader = Callable[[int, bytes, int], _Facts]
 
 
 def read_foreign(fd: int, head: bytes, size: int) -> _Facts | None:
-    """Return fields of ImageHeader for a file of ``size`` bytes that begins with ``head``, or None: it is raw."""
+    """Return the fields of ImageHeader for a file that begins with ``head``; None means raw."""
     head = head.ljust(_PROBE_BYTES, b"\0")
     recognised = _recognise(head)
     if recognised is None:

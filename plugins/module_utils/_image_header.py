@@ -20,7 +20,7 @@ import os
 import stat
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ._foreign_header import read_foreign
 
@@ -64,7 +64,8 @@ _TELLING_EXTENSIONS = frozenset(
     (_BACKING_FORMAT_EXTENSION, _DATA_FILE_EXTENSION, _CRYPTO_EXTENSION, _BITMAPS_EXTENSION)
 )
 
-_ENCRYPTIONS = {0: None, 1: "aes", 2: "luks"}
+_LUKS = 2
+_ENCRYPTIONS = {0: None, 1: "aes", _LUKS: "luks"}
 _COMPRESSIONS = {0: "zlib", 1: "zstd"}
 
 
@@ -102,7 +103,7 @@ class ImageHeader:
     dirty: bool = False
     corrupt: bool = False
     bitmaps: bool = False
-    problem: str | None = None  # one clause, why no tool should be let near this image
+    problem: str | None = None  # a clause ("its ..."), why no tool should be let near this image
 
 
 class _Malformed(Exception):
@@ -110,10 +111,13 @@ class _Malformed(Exception):
 
 
 def read_header(fd: int) -> ImageHeader:
-    """Return what the image open as ``fd`` (a regular file or block device) claims to be; raises OSError alone."""
+    """Return what the image open as ``fd``, a regular file or block device, claims to be; raises OSError."""
     status = os.fstat(fd)
     size = status.st_size if stat.S_ISREG(status.st_mode) else os.lseek(fd, 0, os.SEEK_END)
     head = os.pread(fd, _HEAD_BYTES, 0)
+    if len(head) < _HEAD_BYTES:
+        # It may have been cut since.
+        size = len(head)
     if head.startswith(_QCOW_MAGIC) and int.from_bytes(head[4:8], "big") >= 2:
         return _read_qcow2(fd, head, size)
     foreign = read_foreign(fd, head, size)
@@ -125,180 +129,229 @@ def raw_header(size: int) -> ImageHeader:
     return ImageHeader(format="raw", capacity=size)
 
 
+class _Fields(NamedTuple):
+    """The fixed fields of a qcow2 header, in its order; offsets and sizes in bytes unless named otherwise."""
+
+    version: int
+    backing_offset: int
+    backing_length: int
+    cluster_bits: int
+    capacity: int
+    crypt_method: int
+    l1_entries: int
+    l1_offset: int
+    refcount_offset: int
+    refcount_clusters: int
+    snapshot_count: int
+    snapshots_offset: int
+    # Version 3 has these; in version 2 they mean what stands here.
+    incompatible: int = 0
+    compatible: int = 0
+    autoclear: int = 0
+    refcount_order: int = 4
+    header_length: int = _HEADER_V2.size
+
+
 def _read_qcow2(fd: int, head: bytes, size: int) -> ImageHeader:
     facts: dict[str, Any] = {"format": "qcow2"}
     try:
-        _parse_qcow2(fd, head, size, facts)
+        image = _Qcow2(fd, head, size, facts)
     except _Malformed as fault:
-        facts["problem"] = str(fault)
+        return ImageHeader(**facts, problem=str(fault))
+    # All are tried, also after a fault: a damaged overlay still needs its backing file kept.
+    for step in (image.tell_features, image.tell_references, image.check_tables, image.tell_snapshots):
+        try:
+            step()
+        except _Malformed as fault:
+            facts.setdefault("problem", str(fault))
     return ImageHeader(**facts)
 
 
-def _parse_qcow2(fd: int, head: bytes, size: int, facts: dict[str, Any]) -> None:
-    """Fill ``facts`` in the order in which the header tells them; raises _Malformed at the first lie."""
-    if len(head) < _HEADER_V2.size:
-        raise _Malformed("its header is cut short")
-    (
-        _magic, version, backing_offset, backing_length, cluster_bits, capacity, crypt_method,
-        l1_size, l1_offset, refcount_offset, refcount_clusters, snapshot_count, snapshots_offset,
-    ) = _HEADER_V2.unpack_from(head)  # fmt: skip
-    if version > 3:
-        raise _Malformed(f"its qcow2 version is {version}; 2 and 3 are known")
-    facts["compat"] = "0.10" if version == 2 else "1.1"
-    if not 9 <= cluster_bits <= 21:
-        raise _Malformed("its cluster size is not between 512 bytes and 2 MiB")
-    cluster_size = facts["cluster_size"] = 1 << cluster_bits
-    # QEMU counts whole sectors.
-    facts["capacity"] = min(capacity, _MAX_SIZE) & ~511
-    if capacity > _MAX_SIZE:
-        raise _Malformed("its virtual size is more than 2^63-1 bytes")
+class _Qcow2:
+    """Reads one qcow2 header into ``facts``, the fields of ImageHeader; every method raises _Malformed."""
 
-    incompatible = autoclear = 0
-    header_length, refcount_order, compression = _HEADER_V2.size, 4, 0
-    if version == 3:
-        if len(head) < _V3_LENGTH:
+    def __init__(self, fd: int, head: bytes, size: int, facts: dict[str, Any]) -> None:
+        self.fd, self.head, self.size, self.facts = fd, head, size, facts
+        if len(head) < _HEADER_V2.size:
             raise _Malformed("its header is cut short")
-        incompatible, compatible, autoclear, refcount_order, header_length = _HEADER_V3.unpack_from(
-            head, _HEADER_V2.size
-        )
-        if not _V3_LENGTH <= header_length <= min(cluster_size, size):
-            raise _Malformed(f"its header claims a length of {header_length} bytes")
-        if header_length > _V3_LENGTH:
-            compression = head[_V3_LENGTH]
-        facts["lazy_refcounts"] = bool(compatible & _LAZY_REFCOUNTS)
-        facts["dirty"] = bool(incompatible & _DIRTY)
-        facts["corrupt"] = bool(incompatible & _CORRUPT)
-        facts["extended_l2"] = bool(incompatible & _EXTENDED_L2)
-        if incompatible & _DATA_FILE:
-            facts["data_file"] = ""
-        if incompatible & ~_KNOWN_INCOMPATIBLE:
+        values = _HEADER_V2.unpack_from(head)[1:]
+        version, cluster_bits = values[0], values[3]
+        if version > 3:
+            raise _Malformed(f"its qcow2 version is {version}; 2 and 3 are known")
+        facts["compat"] = "0.10" if version == 2 else "1.1"
+        if not 9 <= cluster_bits <= 21:
+            raise _Malformed("its cluster size is not between 512 bytes and 2 MiB")
+        self.cluster_size = facts["cluster_size"] = 1 << cluster_bits
+        if version == 3:
+            if len(head) < _V3_LENGTH:
+                raise _Malformed("its header is cut short")
+            values += _HEADER_V3.unpack_from(head, _HEADER_V2.size)
+        self.fields = _Fields(*values)
+        least = _V3_LENGTH if version == 3 else _HEADER_V2.size
+        if not least <= self.fields.header_length <= min(self.cluster_size, size):
+            raise _Malformed(f"its header claims a length of {self.fields.header_length} bytes")
+
+    def tell_features(self) -> None:
+        fields, facts = self.fields, self.facts
+        # QEMU counts whole sectors.
+        facts["capacity"] = min(fields.capacity, _MAX_SIZE) & ~511
+        facts["lazy_refcounts"] = bool(fields.compatible & _LAZY_REFCOUNTS)
+        facts["dirty"] = bool(fields.incompatible & _DIRTY)
+        facts["corrupt"] = bool(fields.incompatible & _CORRUPT)
+        facts["extended_l2"] = bool(fields.incompatible & _EXTENDED_L2)
+        if fields.capacity > _MAX_SIZE:
+            raise _Malformed("its virtual size is more than 2^63-1 bytes")
+        if fields.incompatible & ~_KNOWN_INCOMPATIBLE:
             raise _Malformed("it uses incompatible features that are not known here")
-    if compression not in _COMPRESSIONS or bool(compression) != bool(incompatible & _COMPRESSION):
-        raise _Malformed("its compression type is unknown or contradicts its feature bits")
-    facts["compression_type"] = _COMPRESSIONS[compression]
-    if incompatible & _EXTENDED_L2 and cluster_bits < 14:
-        raise _Malformed("its clusters are too small for extended L2 entries")
-    if refcount_order > 6:
-        raise _Malformed("its reference counts are wider than 64 bits")
-    facts["refcount_bits"] = 1 << refcount_order
-    if crypt_method not in _ENCRYPTIONS:
-        raise _Malformed("its encryption method is unknown")
-    facts["encryption"] = _ENCRYPTIONS[crypt_method]
+        compression = self.head[_V3_LENGTH] if fields.header_length > _V3_LENGTH else 0
+        if compression not in _COMPRESSIONS or bool(compression) != bool(fields.incompatible & _COMPRESSION):
+            raise _Malformed("its compression type is unknown or contradicts its features")
+        facts["compression_type"] = _COMPRESSIONS[compression]
+        if fields.incompatible & _EXTENDED_L2 and fields.cluster_bits < 14:
+            raise _Malformed("its clusters are too small for extended L2 entries")
+        if fields.refcount_order > 6:
+            raise _Malformed("its reference counts are wider than 64 bits")
+        facts["refcount_bits"] = 1 << fields.refcount_order
+        if fields.crypt_method not in _ENCRYPTIONS:
+            raise _Malformed("its encryption method is unknown")
+        facts["encryption"] = _ENCRYPTIONS[fields.crypt_method]
 
-    def check_table(name: str, offset: int, length: int, limit: int) -> None:
+    def tell_references(self) -> None:
+        """Tell what the image leads to: its backing file, a data file; and what else the extensions hold."""
+        fields, facts = self.fields, self.facts
+        if fields.incompatible & _DATA_FILE:
+            facts["data_file"] = ""
+        if fields.backing_offset:
+            facts["backing_file"] = self._read_backing_file()
+        extensions = self._read_extensions()
+        if extensions:
+            self._tell_extensions(extensions)
+        if fields.crypt_method == _LUKS and _CRYPTO_EXTENSION not in extensions:
+            raise _Malformed("it is encrypted and its encryption header is missing")
+
+    def check_tables(self) -> None:
+        fields = self.fields
+        if not fields.refcount_clusters:
+            raise _Malformed("it has no reference counts")
+        length = fields.refcount_clusters * self.cluster_size
+        self._check_place("reference counts", fields.refcount_offset, length, _MAX_REFCOUNT_TABLE_BYTES)
+        self._check_place("L1 table", fields.l1_offset, fields.l1_entries * 8, _MAX_L1_BYTES)
+        # An L1 entry leads to a cluster full of L2 entries, each of which leads to a cluster.
+        l2_entries = self.cluster_size // (16 if fields.incompatible & _EXTENDED_L2 else 8)
+        if fields.l1_entries * l2_entries * self.cluster_size < fields.capacity:
+            raise _Malformed("its L1 table is too small for its virtual size")
+
+    def tell_snapshots(self) -> None:
+        fields = self.fields
+        least = fields.snapshot_count * _SNAPSHOT.size
+        self._check_place("snapshot table", fields.snapshots_offset, least, _MAX_SNAPSHOTS * _SNAPSHOT.size)
+        if not fields.snapshot_count:
+            return
+        entries = _read_snapshots(self.fd, self.size, fields.snapshots_offset, fields.snapshot_count)
+        self.facts["snapshots"] = entries
+        for entry in entries:
+            self._check_place("snapshot's L1 table", entry.l1_table_offset, entry.l1_size * 8, _MAX_L1_BYTES)
+
+    def _check_place(self, name: str, offset: int, length: int, limit: int) -> None:
         if length > limit:
-            raise _Malformed(f"its {name} is larger than {limit} bytes")
-        if offset % cluster_size:
-            raise _Malformed(f"its {name} does not begin at a cluster")
-        # A file may end within its last cluster.
-        if length and not cluster_size <= offset <= -(-size // cluster_size) * cluster_size - length:
-            raise _Malformed(f"its {name} lies outside the file")
+            raise _Malformed(f"its {name} would take more than {limit} bytes")
+        if offset % self.cluster_size:
+            raise _Malformed(f"its {name} would not begin at a cluster")
+        # Nothing lies in the header's cluster. A file may end within its last cluster.
+        end = -(-self.size // self.cluster_size) * self.cluster_size
+        if length and not self.cluster_size <= offset <= end - length:
+            raise _Malformed(f"its {name} would lie outside the file")
 
-    if not refcount_clusters:
-        raise _Malformed("it has no reference counts")
-    check_table(
-        "table of reference counts", refcount_offset, refcount_clusters * cluster_size, _MAX_REFCOUNT_TABLE_BYTES
-    )
-    check_table("snapshot table", snapshots_offset, snapshot_count * _SNAPSHOT.size, _MAX_SNAPSHOTS * _SNAPSHOT.size)
-    check_table("L1 table", l1_offset, l1_size * 8, _MAX_L1_BYTES)
-    # An L1 entry leads to a cluster full of L2 entries, each of which leads to a cluster.
-    reach = cluster_size * (cluster_size // (16 if incompatible & _EXTENDED_L2 else 8))
-    if l1_size * reach < capacity:
-        raise _Malformed("its L1 table is too small for its virtual size")
+    def _read_backing_file(self) -> str | None:
+        offset, length = self.fields.backing_offset, self.fields.backing_length
+        if not self.fields.header_length <= offset <= self.cluster_size:
+            raise _Malformed("the name of its backing file is not in its place")
+        if length > min(_MAX_BACKING_FILE, self.cluster_size - offset):
+            raise _Malformed(f"the name of its backing file has {length} bytes")
+        name = self.head[offset : offset + length]
+        if len(name) < length:
+            name = os.pread(self.fd, length, offset)
+        if len(name) < length:
+            raise _Malformed("the name of its backing file is cut short")
+        if b"\0" in name:
+            raise _Malformed("the name of its backing file has a NUL in it")
+        return os.fsdecode(name) or None
 
-    if backing_offset > cluster_size:
-        raise _Malformed("the name of its backing file lies outside the first cluster")
-    extensions = _read_extensions(fd, head, header_length, backing_offset or cluster_size)
-    if extensions:
-        _interpret_extensions(extensions, facts, bool(autoclear & _AUTOCLEAR_BITMAPS), cluster_size, size)
-    if crypt_method == 2 and _CRYPTO_EXTENSION not in extensions:
-        raise _Malformed("it is encrypted and its encryption header is missing")
-    if backing_offset:
-        if backing_offset < header_length:
-            raise _Malformed("the name of its backing file lies within its header")
-        if backing_length > min(_MAX_BACKING_FILE, cluster_size - backing_offset):
-            raise _Malformed(f"the name of its backing file has {backing_length} bytes")
-        facts["backing_file"] = _read_backing_file(fd, head, backing_offset, backing_length)
-    if not facts.get("backing_file"):
-        facts["backing_format"] = None
-    if snapshot_count:
-        facts["snapshots"] = _read_snapshots(fd, size, snapshots_offset, snapshot_count)
-        for entry in facts["snapshots"]:
-            check_table("L1 table of a snapshot", entry.l1_table_offset, entry.l1_size * 8, _MAX_L1_BYTES)
+    def _read_extensions(self) -> dict[int, bytes]:
+        """Return the header extensions that tell something, by their number."""
+        found: dict[int, bytes] = {}
+        head = self.head
+        offset, end = self.fields.header_length, self.fields.backing_offset or self.cluster_size
+        while offset < end:
+            start = offset + _EXTENSION.size
+            if start > end:
+                raise _Malformed("a header extension is longer than its place")
+            if start > len(head):
+                head = self._read_long_head()
+                # What lies behind the end of a file reads as zeros, which is how extensions end.
+                if start > len(head):
+                    break
+            magic, length = _EXTENSION.unpack_from(head, offset)
+            if length > end - start:
+                raise _Malformed("a header extension is longer than its place")
+            if magic == _END_OF_EXTENSIONS:
+                break
+            if magic in _TELLING_EXTENSIONS:
+                # Two answers to one question are how one tool is made to see what another doesn't.
+                if magic in found:
+                    raise _Malformed("it has the same header extension twice")
+                if start + length > len(head):
+                    head = self._read_long_head()
+                found[magic] = head[start : start + length]
+                if len(found[magic]) < length:
+                    raise _Malformed("its header extensions are cut short")
+            # Each begins at a multiple of eight bytes.
+            offset = start + (length + 7 & ~7)
+        return found
 
+    def _read_long_head(self) -> bytes:
+        if len(self.head) < min(self.size, _MAX_EXTENSIONS_END):
+            self.head = os.pread(self.fd, _MAX_EXTENSIONS_END, 0)
+        elif self.size > _MAX_EXTENSIONS_END:
+            raise _Malformed(f"its header extensions take more than {_MAX_EXTENSIONS_END} bytes")
+        return self.head
 
-def _read_extensions(fd: int, head: bytes, start: int, end: int) -> dict[int, bytes]:
-    """Return the header extensions that tell something, by their number; they stand between ``start`` and ``end``."""
-    found: dict[int, bytes] = {}
-    offset = start
-    while offset < end:
-        data_offset = offset + _EXTENSION.size
-        if data_offset > len(head) == _HEAD_BYTES:
-            head = os.pread(fd, _MAX_EXTENSIONS_END, 0)
-        # What lies behind the end of a file reads as zeros, which is how extensions end.
-        if data_offset > len(head) and len(head) < _MAX_EXTENSIONS_END:
-            return found
-        if data_offset > min(end, len(head)):
-            raise _Malformed("its header extensions are too long")
-        magic, length = _EXTENSION.unpack_from(head, offset)
-        if length > end - data_offset:
-            raise _Malformed("a header extension is longer than its place")
-        if magic == _END_OF_EXTENSIONS:
-            return found
-        offset = data_offset + (length + 7 & ~7)
-        if magic not in _TELLING_EXTENSIONS:
-            continue
-        # Two answers to one question are how one tool is made to see what another doesn't.
-        if magic in found:
-            raise _Malformed("it has the same header extension twice")
-        if data_offset + length > len(head) == _HEAD_BYTES:
-            head = os.pread(fd, _MAX_EXTENSIONS_END, 0)
-        if data_offset + length > len(head):
-            raise _Malformed("its header extensions are cut short")
-        found[magic] = head[data_offset : data_offset + length]
-    return found
+    def _tell_extensions(self, extensions: dict[int, bytes]) -> None:
+        facts = self.facts
+        data_file = extensions.get(_DATA_FILE_EXTENSION)
+        if data_file is not None:
+            # Told even where the feature bit is missing: whoever put it there is not to be trusted.
+            facts["data_file"] = os.fsdecode(data_file)
+            if len(data_file) > _MAX_BACKING_FILE or b"\0" in data_file:
+                raise _Malformed("the name of its data file is malformed")
+        backing_format = extensions.get(_BACKING_FORMAT_EXTENSION)
+        if backing_format is not None:
+            if len(backing_format) > _MAX_BACKING_FORMAT or b"\0" in backing_format:
+                raise _Malformed("the name of its backing file's format is malformed")
+            # Without a backing file, it is a leftover.
+            if facts.get("backing_file"):
+                facts["backing_format"] = os.fsdecode(backing_format) or None
+        crypto = extensions.get(_CRYPTO_EXTENSION)
+        if crypto is not None:
+            if self.fields.crypt_method != _LUKS or len(crypto) != _CRYPTO.size:
+                raise _Malformed("its encryption header is malformed")
+            offset, length = _CRYPTO.unpack(crypto)
+            self._check_place("encryption header", offset, length, self.size)
+        bitmaps = extensions.get(_BITMAPS_EXTENSION)
+        if bitmaps is not None:
+            facts["bitmaps"] = self._check_bitmaps(bitmaps)
 
-
-def _interpret_extensions(
-    extensions: dict[int, bytes], facts: dict[str, Any], bitmaps_valid: bool, cluster_size: int, size: int
-) -> None:
-    backing_format = extensions.get(_BACKING_FORMAT_EXTENSION)
-    if backing_format is not None:
-        if len(backing_format) > _MAX_BACKING_FORMAT or b"\0" in backing_format:
-            raise _Malformed("the name of its backing file's format is malformed")
-        facts["backing_format"] = os.fsdecode(backing_format) or None
-    data_file = extensions.get(_DATA_FILE_EXTENSION)
-    if data_file is not None:
-        # Told even where the feature bit is missing: whoever put it there is not to be trusted.
-        facts["data_file"] = os.fsdecode(data_file)
-        if len(data_file) > _MAX_BACKING_FILE or b"\0" in data_file:
-            raise _Malformed("the name of its data file is malformed")
-    crypto = extensions.get(_CRYPTO_EXTENSION)
-    if crypto is not None:
-        if facts["encryption"] != "luks" or len(crypto) != _CRYPTO.size:
-            raise _Malformed("its encryption header is malformed")
-        offset, length = _CRYPTO.unpack(crypto)
-        if offset % cluster_size or not cluster_size <= offset <= -(-size // cluster_size) * cluster_size - length:
-            raise _Malformed("its encryption header lies outside the file")
-    bitmaps = extensions.get(_BITMAPS_EXTENSION)
-    if bitmaps is not None:
-        if len(bitmaps) != _BITMAPS.size:
+    def _check_bitmaps(self, extension: bytes) -> bool:
+        if len(extension) != _BITMAPS.size:
             raise _Malformed("its bitmaps are malformed")
         # Without that bit, a tool that knows no bitmaps has written the image, and they count for nothing.
-        if bitmaps_valid:
-            count, reserved, length, offset = _BITMAPS.unpack(bitmaps)
-            if not 0 < count <= _MAX_BITMAPS or reserved or length > 1024 * _MAX_BITMAPS or offset % cluster_size:
-                raise _Malformed("its bitmaps are malformed")
-            facts["bitmaps"] = True
-
-
-def _read_backing_file(fd: int, head: bytes, offset: int, length: int) -> str | None:
-    name = head[offset : offset + length] if offset + length <= len(head) else os.pread(fd, length, offset)
-    if len(name) < length:
-        raise _Malformed("the name of its backing file is cut short")
-    if b"\0" in name:
-        raise _Malformed("the name of its backing file has a NUL in it")
-    return os.fsdecode(name) or None
+        if not self.fields.autoclear & _AUTOCLEAR_BITMAPS:
+            return False
+        count, reserved, length, offset = _BITMAPS.unpack(extension)
+        if not 0 < count <= _MAX_BITMAPS or reserved:
+            raise _Malformed("its bitmaps are malformed")
+        self._check_place("bitmaps' directory", offset, length, _MAX_BITMAPS * 1024)
+        return True
 
 
 def _read_snapshots(fd: int, size: int, offset: int, count: int) -> tuple[SnapshotEntry, ...]:

@@ -17,7 +17,7 @@ STAGING_PREFIX = ".hypervisor.storage-"
 
 
 def check_name(name: object, *, option: str = "name") -> str:
-    """Return ``name`` unchanged when a volume may bear it, on every pool and in libvirt's XML; raises InvalidName."""
+    """Return ``name`` when a volume may bear it, on any pool and in libvirt's XML; raises InvalidName."""
     if not isinstance(name, str):
         raise InvalidName(f"{option}: a name must be text, not {type(name).__name__}.")
     fault = _find_fault(name)
@@ -27,7 +27,7 @@ def check_name(name: object, *, option: str = "name") -> str:
 
 
 def volume_uuid(pool_uuid: str, name: str) -> str:
-    """Return the UUIDv5 of ``name`` in the namespace of its pool: equal on all hosts that share the pool's definition."""
+    """Return the UUIDv5 of ``name`` in its pool's namespace: equal on all hosts that share the pool."""
     return str(uuid.uuid5(uuid.UUID(pool_uuid), name))
 
 
@@ -46,9 +46,9 @@ def _find_fault(name: str) -> str | None:
     if length > MAX_NAME_BYTES:
         return f"it has {length} bytes in UTF-8, and {MAX_NAME_BYTES} are possible"
     if name.startswith(STAGING_PREFIX):
-        return f"names with {STAGING_PREFIX!r} in front are kept for volumes in the making and cleared by later runs"
+        return f"names that begin with {STAGING_PREFIX!r} are for volumes in the making; later runs clear them"
     return None
 
 
 def _show(name: str) -> str:
-    return ascii(name) if len(name) <= 80 else ascii(name[:80]) + "..."
+    return repr(name) if len(name) <= 80 else repr(name[:80]) + "..."

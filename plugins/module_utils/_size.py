@@ -35,9 +35,9 @@ def parse_size(value: object, *, option: str = "size") -> int:
     else:
         raise InvalidSize(f"{option}: {_show(value)} is not a size: {_EXAMPLE}.")
     if size < 1:
-        raise InvalidSize(f"{option}: {_show(value)} is not a size: it must be at least one byte; {_EXAMPLE}.")
+        raise InvalidSize(f"{option}: {_show(value)} is too small: {_EXAMPLE}.")
     if size > MAX_BYTES:
-        raise InvalidSize(f"{option}: {_show(value)} is more than the largest size possible, {MAX_BYTES} bytes.")
+        raise InvalidSize(f"{option}: {_show(value)} is too large: {MAX_BYTES} bytes are possible.")
     return size
 
 
@@ -69,8 +69,8 @@ def _parse_text(text: str, option: str) -> int:
     if found is None:
         raise InvalidSize(f"{option}: {_show(text)} is not a size: {_EXAMPLE}.")
     whole, fraction, unit = found.group(1), found.group(2) or "", found.group(3)
-    scaled = int(whole + fraction) * (_UNITS[unit] if unit else 1)
-    return round_up(scaled, 10 ** len(fraction)) // 10 ** len(fraction)
+    divisor: int = 10 ** len(fraction)
+    return -(-int(whole + fraction) * (_UNITS[unit] if unit else 1) // divisor)
 
 
 def _show(value: object) -> str:

@@ -1,0 +1,242 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Fixtures: a private hypervisor for the whole run; pools, domains and module calls for each test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import libvirt
+import pytest
+
+from support.hypervisors import Hypervisor, Pool, domain_xml
+from support.images import MIB, sh
+from support.runs import Result, look_at, run_module
+
+SMALL_FS = 48 * MIB
+
+
+@pytest.fixture(scope="session")
+def place() -> Iterator[Path]:
+    """A short directory (UNIX sockets live in it) for everything the run makes."""
+    root = Path(tempfile.mkdtemp(prefix="hs-"))
+    yield root
+    shutil.rmtree(root)
+
+
+@pytest.fixture(scope="session")
+def small_mount(place: Path) -> Iterator[Path]:
+    """A mounted ext4 of 48 MiB: real out-of-space errors, and a device whose raw bytes can be read."""
+    image, mount = place / "small.img", place / "small"
+    with image.open("wb") as file:
+        file.truncate(SMALL_FS)
+    mount.mkdir()
+    sh("mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-O", "^has_journal", image)
+    sh("mount", "-o", "loop", image, mount)
+    yield mount
+    sh("umount", mount)
+
+
+@pytest.fixture(scope="session")
+def hypervisor(place: Path, small_mount: Path) -> Iterator[Hypervisor]:
+    # The mount comes first: the hypervisor has a mount namespace of its own and sees only what was there before it.
+    running = Hypervisor(place / "hv")
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def own_hypervisor(place: Path) -> Iterator[Hypervisor]:
+    """One more hypervisor, for a test that may wedge or stop it."""
+    running = Hypervisor(place / "own")
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def make_pool(hypervisor: Hypervisor, place: Path) -> Iterator[Callable[..., Pool]]:
+    """``make_pool(name, path, active, on)``: a directory pool; afterwards it must be as active and tidy as it was."""
+    made: list[Pool] = []
+    numbers = itertools.count()
+
+    def make(name: str = "", path: Path | None = None, active: bool = True, on: Hypervisor = hypervisor) -> Pool:
+        number = next(numbers)
+        made.append(Pool(on, name or f"pool{number}", path or place / f"p{number}", active))
+        return made[-1]
+
+    yield make
+    try:
+        for pool in made:
+            assert list(pool.path.glob(".hypervisor.storage-*")) == [], "a hidden file was left in the pool"
+            assert not leftover_processes(pool.path), leftover_processes(pool.path)
+            if pool.hypervisor is hypervisor:
+                assert bool(pool.virt.isActive()) == pool.active, f"{pool.name} is no longer as active as it was"
+    finally:
+        for pool in made:
+            if pool.hypervisor is hypervisor:
+                pool.forget()
+            for entry in pool.path.iterdir() if pool.path.exists() else ():
+                remove(entry)
+
+
+def remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()
+
+
+def leftover_processes(directory: Path) -> list[str]:
+    """Image tools that still work on something in the directory."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if os.path.basename(command.split(" ")[0]).startswith("qemu-") and "qemu-system" not in command:
+            if f"{directory}/" in command:
+                found.append(command)
+    return found
+
+
+@pytest.fixture
+def pool(make_pool: Callable[..., Pool]) -> Pool:
+    return make_pool()
+
+
+@pytest.fixture
+def small(make_pool: Callable[..., Pool], small_mount: Path) -> Pool:
+    """A pool on the file system of 48 MiB."""
+    return make_pool("small", small_mount / "pool")
+
+
+@pytest.fixture
+def loop_device(place: Path) -> Iterator[Path]:
+    """A block device of 8 MiB."""
+    image = place / "loop.img"
+    image.write_bytes(b"")
+    os.truncate(image, 8 * MIB)
+    device = Path(sh("losetup", "--find", "--show", image).strip())
+    yield device
+    sh("losetup", "--detach", device)
+    image.unlink()
+
+
+@pytest.fixture
+def domain(hypervisor: Hypervisor, make_pool: Callable[..., Pool]) -> Iterator[Callable[..., libvirt.virDomain]]:
+    """``domain(*disks, running=True)``: a defined, by default started, domain with these disks."""
+    defined: list[libvirt.virDomain] = []
+
+    def define(*disks: str, running: bool = True, transient: bool = False, name: str = "") -> libvirt.virDomain:
+        xml = domain_xml(name or f"vm{len(defined)}", *disks)
+        conn = hypervisor.conn
+        defined.append(conn.createXML(xml) if transient else conn.defineXML(xml))
+        if running and not transient:
+            defined[-1].create()
+        return defined[-1]
+
+    yield define
+    for virt in defined:
+        lasting = virt.isPersistent()
+        if virt.isActive():
+            virt.destroy()
+        if lasting:
+            virt.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
+
+
+@pytest.fixture
+def volume(hypervisor: Hypervisor, pool: Pool) -> Callable[..., Result]:
+    """Run the module ``volume``, by default on ``pool``."""
+
+    def run(check: bool = False, diff: bool = False, env: dict[str, str] | None = None, **params: Any) -> Result:
+        return run_module("volume", {"uri": hypervisor.uri, "pool": pool.name, **params}, check=check, diff=diff, env=env)
+
+    return run
+
+
+@pytest.fixture
+def info(hypervisor: Hypervisor) -> Callable[..., Result]:
+    """Run the module ``volume_info``; it must never say changed."""
+
+    def run(check: bool = False, **params: Any) -> Result:
+        result = run_module("volume_info", {"uri": hypervisor.uri, **params}, check=check)
+        assert not result.get("changed"), result
+        return result
+
+    return run
+
+
+@pytest.fixture
+def checked(volume: Callable[..., Result], place: Path) -> Callable[..., Result]:
+    """One transition in full: the prediction touches nothing and comes true, the second run changes nothing."""
+
+    def run(**params: Any) -> Result:
+        before = look_at(pool_directories(place))
+        predicted = volume(check=True, diff=True, **params)
+        assert look_at(pool_directories(place)) == before, "check mode touched something"
+        assert not predicted.get("failed"), predicted
+        real = volume(diff=True, **params)
+        assert not real.get("failed"), real
+        for key in ("changed", "actions", "diff"):
+            assert predicted[key] == real[key], f"check mode promised another {key}"
+        assert real["changed"] == bool(real["actions"]), real
+        assert real["changed"] == (real["diff"]["before"] != real["diff"]["after"]), real
+        again = volume(diff=True, **params)
+        assert not again.get("failed") and not again["changed"] and again["actions"] == [], again
+        assert again["diff"]["before"] == again["diff"]["after"], again
+        return real
+
+    return run
+
+
+@pytest.fixture
+def created(checked: Callable[..., Result]) -> Callable[..., dict[str, Any]]:
+    """A transition that must have changed something; the one volume it returned."""
+
+    def run(**params: Any) -> dict[str, Any]:
+        result = checked(**params)
+        assert result["changed"], result
+        assert result["volumes"] == [result["volume"]], result
+        return result["volume"]
+
+    return run
+
+
+@pytest.fixture
+def refused(volume: Callable[..., Result], place: Path) -> Callable[..., Result]:
+    """A wish that is refused for ``reason``, in check mode just as for real, and nothing is touched."""
+
+    def run(reason: str, *, fails: Callable[..., Result] = volume, **params: Any) -> Result:
+        before = look_at(pool_directories(place))
+        predicted = fails(check=True, **params)
+        real = fails(**params)
+        assert look_at(pool_directories(place)) == before, "a refused run touched something"
+        for result in (predicted, real):
+            assert result.get("failed"), f"not refused: {result}"
+            assert result.get("reason") == reason, result
+            assert not result.get("changed"), result
+        assert predicted["msg"] == real["msg"]
+        return real
+
+    return run
+
+
+def pool_directories(place: Path) -> list[Path]:
+    return sorted([*place.glob("p[0-9]*"), *place.glob("small/pool"), *place.glob("outside")])
+
+
+@pytest.fixture
+def outside(place: Path) -> Iterator[Path]:
+    """A directory that belongs to no pool."""
+    path = place / "outside"
+    path.mkdir()
+    yield path
+    shutil.rmtree(path)

@@ -1,0 +1,144 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Tiny images with known content, made and read by the real qemu-img."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import random
+import struct
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Iterator
+
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
+
+
+def sh(*argv: str | Path, timeout: float = 60) -> str:
+    """Run a tool that must succeed; its stdout."""
+    done = subprocess.run([str(a) for a in argv], capture_output=True, text=True, timeout=timeout, check=False)
+    assert done.returncode == 0, f"{argv} gave {done.returncode}: {done.stderr}{done.stdout}"
+    return done.stdout
+
+
+def noise(size: int, seed: str = "seed") -> bytes:
+    """Repeatable bytes that neither compress nor look like zeros."""
+    return random.Random(seed).randbytes(size)
+
+
+def make(path: Path, fmt: str = "qcow2", size: int = 4 * MIB, seed: str = "seed", options: str = "") -> Path:
+    """An image that holds ``size`` bytes, the first half noise of ``seed``, the rest zeros."""
+    with tempfile.NamedTemporaryFile() as raw:
+        raw.write(noise(size // 2, seed))
+        raw.truncate(size)
+        raw.flush()
+        extra = ("-o", options) if options else ()
+        sh("qemu-img", "convert", "-f", "raw", "-O", fmt, *extra, raw.name, path)
+    return path
+
+
+def blank(path: Path, size: int | str = MIB, fmt: str = "qcow2", options: str = "") -> Path:
+    sh("qemu-img", "create", "-q", "-f", fmt, *(("-o", options) if options else ()), path, str(size))
+    return path
+
+
+def overlay(path: Path, backing: Path | str, backing_fmt: str = "qcow2") -> Path:
+    sh("qemu-img", "create", "-q", "-f", "qcow2", "-F", backing_fmt, "-b", str(backing), path)
+    return path
+
+
+def info(path: Path, fmt: str | None = None) -> dict:
+    """qemu-img's own view, also while a domain has the image open."""
+    return json.loads(sh("qemu-img", "info", "-U", "--output=json", *(("-f", fmt) if fmt else ()), path))
+
+
+def content(path: Path, fmt: str = "qcow2") -> bytes:
+    """What a guest would read; the image may be in use."""
+    with tempfile.TemporaryDirectory() as tmp:
+        sh("qemu-img", "convert", "-U", "-f", fmt, "-O", "raw", path, f"{tmp}/raw")
+        return Path(tmp, "raw").read_bytes()
+
+
+def digest(path: Path, fmt: str = "qcow2", length: int | None = None) -> str:
+    """sha256 of the first ``length`` bytes (default: all) that a guest would read."""
+    return sha(content(path, fmt)[:length])
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_sha(path: Path) -> str:
+    return sha(path.read_bytes())
+
+
+def used(path: Path) -> int:
+    """Bytes of storage behind the file, as du counts."""
+    return path.stat().st_blocks * 512
+
+
+def write(path: Path, pattern: int, offset: int = 0, length: int = MIB, fmt: str = "qcow2") -> None:
+    sh("qemu-io", "-f", fmt, "-c", f"write -P {pattern} {offset} {length}", path)
+
+
+def take_snapshot(path: Path, name: str) -> None:
+    """An internal snapshot of an image that nobody has open."""
+    sh("qemu-img", "snapshot", "-c", name, path)
+
+
+def qcow2_header(size: int = MIB, backing: str = "", version: int = 3, incompatible: int = 0) -> bytes:
+    """A well-formed first cluster as a guest could write it, pointing wherever it likes."""
+    name = backing.encode()
+    fixed = struct.pack(
+        ">4sIQIIQIIQQIIQQQQII", b"QFI\xfb", version, 512 if name else 0, len(name), 16, size, 0,
+        1, 0x30000, 0x10000, 1, 0, 0, incompatible, 0, 0, 4, 104)
+    return fixed.ljust(512, b"\0") + name.ljust(1024, b"\0")
+
+
+def patch(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as image:
+        image.seek(offset)
+        image.write(data)
+
+
+@contextlib.contextmanager
+def held_by_qemu_io(path: Path, fmt: str = "qcow2") -> Iterator[None]:
+    """A bare qemu process, unknown to libvirt, that has the image open for writing."""
+    argv = ["qemu-io", "-f", fmt, str(path)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as holder:
+        try:
+            wait_until(lambda: _locked(path, fmt))
+            yield
+        finally:
+            holder.kill()
+
+
+@contextlib.contextmanager
+def exported_by_nbd(path: Path, socket: Path, fmt: str = "qcow2") -> Iterator[None]:
+    """A bare qemu-nbd that serves the image read-write."""
+    with subprocess.Popen(["qemu-nbd", "-f", fmt, "-t", "-k", str(socket), str(path)]) as server:
+        try:
+            wait_until(lambda: socket.exists() and _locked(path, fmt))
+            yield
+        finally:
+            server.kill()
+            server.wait()
+            socket.unlink(missing_ok=True)
+
+
+def _locked(path: Path, fmt: str) -> bool:
+    """Whether qemu-img is refused because a writer holds its image lock."""
+    return subprocess.run(["qemu-img", "info", "-f", fmt, str(path)], capture_output=True, check=False).returncode != 0
+
+
+def wait_until(ready, timeout: float = 10) -> None:
+    deadline = time.monotonic() + timeout
+    while not ready():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)

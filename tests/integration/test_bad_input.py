@@ -1,0 +1,235 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Wishes and surroundings that make no sense: a clear message and the right reason, never a traceback, nothing on disk."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import libvirt
+import pytest
+from support.images import MIB, blank, digest, make
+from support.runs import environment, run_adhoc, run_module, start_module, finish_module
+
+LEGAL_NAMES = [
+    "-rf", "--help", "-", "a b", " leading", "trailing ", "it's", 'say "x"', "<xml>&amp;", "]]>", "a;b", "$(touch x)", "`id`",
+    "a|b>c", "%s%n%2e", "a:b", "nbd:localhost:1", "json:{}", "file:x", "fat:rw:x", "a,b", "driver=raw,x", "ü", "u\u0308",
+    "日本語", "😀", "\u202etxt", "a\u00a0b", "*", "?", "[a]", "a\\b", "#x", "@x", "{{ x }}", "{% raw %}", "~", "~root", "a=b",
+    "null", "None", "true", "0", "1e3", "...", "..a", ".hidden", "CON", "x" * 255, "é" * 127, "x.qcow2", "!", "&", "\\n", "\U0010fffd",
+]
+BAD_NAMES = [
+    "", ".", "..", "a/b", "/", "/abs", "../x", "a/", "./a", "a\0b", "\0", "a\nb", "\n", "a\tb", "a\rb", "\x1b[31m", "\x7f",
+    "a\x85b", "\x01", "x" * 256, "é" * 128, "日" * 86, "x" * 5000, "\udc80", "a\udfff",
+]
+BAD_SIZES = [
+    "", " ", "0", 0, "0G", "-1", -1, "-1G", "+10G", "+1", "NaN", "nan", "inf", "-inf", "Infinity", "1e3", "1E6", "0x10",
+    "1,5G", "1.5.5G", "10X", "G", "K", ".", "10GG", "10 G B", "10BG", "10GiBs", "1_000", "1 000", "9223372036854775808",
+    "18446744073709551616", "8192P", "8192PiB", "9224PB", "9" * 40, "9" * 5000, "٣G", "１０G", "²", "1/2G", "50%", "10%FREE",
+    "ten", "None", "true", True, "{{ x }}", "1M;", "$(id)", "1M\0", "💾", "--help", "0.0", "10Mb/s", [], {"a": 1}, [1],
+]
+
+
+def test_legal_names(volume, info, pool):
+    made = volume(name=LEGAL_NAMES, size="64K")
+    assert made["changed"], made
+    assert [v["name"] for v in made["volumes"]] == LEGAL_NAMES
+    assert sorted(os.listdir(pool.path)) == sorted(LEGAL_NAMES)
+    again = volume(name=LEGAL_NAMES, size="64K")
+    assert not again.get("failed") and not again["changed"] and again["actions"] == []
+    assert sorted(v["name"] for v in info(pool=[pool.name])["volumes"]) == sorted(LEGAL_NAMES)
+    assert volume(name=LEGAL_NAMES, state="absent", check=True)["changed"]
+    assert volume(name=LEGAL_NAMES, state="absent")["changed"]
+    assert os.listdir(pool.path) == []
+
+
+@pytest.mark.parametrize("name", ["-rf", "a:b", "it's \"x\" <&> %s", "日本語 😀", "x" * 255, "a,b"])
+def test_a_legal_name_through_its_whole_life(created, checked, info, pool, name):
+    created(name=[name], size="1M")
+    created(name=[name], size="2M")
+    assert info(name=name)["volumes"][0]["capacity"] == 2 * MIB
+    created(name=["full"], template=name, clone_mode="full")
+    checked(name=[name], state="absent", wipe=True)
+    assert os.listdir(pool.path) == ["full"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES, ids=ascii)
+def test_bad_names(volume, pool, name):
+    for wish in ({"size": "1M"}, {"state": "absent"}):
+        result = volume(name=["fine", name], **wish)
+        assert result["failed"] and result["reason"] == "invalid_name", result
+    assert os.listdir(pool.path) == []
+
+
+@pytest.mark.parametrize("option", ["template", "snapshot_volume"])
+@pytest.mark.parametrize("name", ["", "..", "a/b", "a\nb", "a\0b", "\udc80", "x" * 300])
+def test_bad_names_of_other_volumes(volume, pool, option, name):
+    result = volume(name="a", **{option: name, **({"snapshot": "s"} if option == "snapshot_volume" else {})})
+    assert result["failed"], result
+    assert result["reason"] in ("invalid_name", "invalid_option", "template_not_found", "volume_not_found"), result
+    assert os.listdir(pool.path) == []
+
+
+@pytest.mark.parametrize("pool_name", ["", "../x", "a\nb", "a\0b", "\udc80", "<x/>", "x" * 5000, "nowhere", "日本"], ids=ascii)
+def test_bad_pool_names(hypervisor, pool_name):
+    for module, wish in (("volume", {"name": "a", "size": "1M", "pool": pool_name}), ("volume_info", {"pool": [pool_name]})):
+        result = run_module(module, {"uri": hypervisor.uri, **wish})
+        assert result["failed"] and result["reason"] in ("pool_not_found", "invalid_name"), result
+
+
+@pytest.mark.parametrize("size", BAD_SIZES, ids=lambda s: ascii(s)[:30])
+def test_bad_sizes(volume, pool, size):
+    result = volume(name="a", size=size)
+    assert result["failed"], result
+    if not isinstance(size, (list, dict)):  # those Ansible itself refuses
+        assert result["reason"] == "invalid_size", result
+    assert os.listdir(pool.path) == []
+
+
+@pytest.mark.parametrize("fmt", ["qcow2", "raw"])
+@pytest.mark.parametrize("size", ["8191P", "9223372036854775807", "4096P"])
+def test_sizes_no_format_or_disk_can_hold(volume, pool, fmt, size):
+    result = volume(name="a", size=size, format=fmt)
+    assert result["failed"] and result["reason"] in ("invalid_size", "unsupported", "insufficient_space"), result
+    assert os.listdir(pool.path) == []
+
+
+@pytest.mark.parametrize("wish", [
+    {"format": "vmdk"}, {"format": "QCOW2"}, {"preallocation": "yes"}, {"clone_mode": "linked"}, {"state": "gone"},
+    {"overcommit": "perhaps"}, {"unknown": 1}, {"name": {}}, {"cluster_size": "big"}, {"mode": -1}, {"name": []},
+], ids=str)
+def test_values_no_option_has(volume, pool, wish):
+    result = volume(**{"name": "a", "size": "1M", **wish})
+    assert result["failed"] or wish == {"name": []}, result
+    assert os.listdir(pool.path) == []
+
+
+def test_name_is_required(hypervisor, pool):
+    assert "name" in run_module("volume", {"uri": hypervisor.uri, "pool": pool.name, "size": "1M"})["msg"]
+
+
+@pytest.mark.parametrize("wish", [{"size": "1M"}, {"state": "absent"}])
+def test_unknown_pool(refused, wish):
+    assert "nowhere" in refused("pool_not_found", name="a", pool="nowhere", **wish)["msg"]
+
+
+@pytest.mark.parametrize("wish", [{"size": "1M"}, {"state": "absent"}])
+def test_inactive_pool(refused, make_pool, wish):
+    idle = make_pool(active=False)
+    assert idle.name in refused("pool_inactive", name="a", pool=idle.name, **wish)["msg"]
+
+
+def test_pool_whose_directory_is_gone(volume, info, own_hypervisor, make_pool):
+    lost = make_pool(on=own_hypervisor)
+    lost.path.rmdir()
+    result = run_module("volume", {"uri": own_hypervisor.uri, "pool": lost.name, "name": "a", "size": "1M"})
+    assert result["failed"] and lost.name in result["msg"], result
+    assert not run_module("volume_info", {"uri": own_hypervisor.uri}).get("changed")
+
+
+@pytest.mark.parametrize("uri", [
+    "qemu+unix:///system?socket=/nonexistent/sock", "qemu+tcp://127.0.0.1:1/system", "nonsense://x", "qemu:///nowhere",
+    "qemu+unix:///system?socket=/dev/null", "not a uri", "qemu+ssh://no-such-host.invalid/system?command=/bin/false",
+])
+def test_nobody_answers(uri):
+    for module, wish in (("volume", {"name": "a", "size": "1M"}), ("volume_info", {})):
+        result = run_module(module, {"uri": uri, **wish}, timeout=30)
+        assert result["failed"] and result["reason"] == "connection_failed", result
+        assert uri in result["msg"]
+
+
+def test_libvirtd_not_running(own_hypervisor, make_pool):
+    pool = make_pool(on=own_hypervisor)
+    own_hypervisor.halt()
+    for check in (True, False):
+        result = run_module("volume", {"uri": own_hypervisor.uri, "pool": pool.name, "name": "a", "size": "1M"}, check=check)
+        assert result["failed"] and result["reason"] == "connection_failed", result
+
+
+def test_uri_from_the_environment(hypervisor, pool):
+    env = environment(LIBVIRT_DEFAULT_URI=hypervisor.uri)
+    assert run_module("volume_info", {"pool": [pool.name]}, env=env)["volumes"] == []
+
+
+@pytest.fixture
+def no_libvirt(tmp_path):
+    """A command prefix under which libvirt's Python binding cannot be imported by any interpreter of the machine."""
+    broken = tmp_path / "libvirt.py"
+    broken.write_text("raise ImportError('no libvirt here')\n")
+    return ["unshare", "-m", "--propagation", "private", "sh", "-c",
+            f"mount --bind {broken} {libvirt.__file__}" + ' && exec "$@"', "sh"]
+
+
+@pytest.mark.parametrize("module", ["volume", "volume_info"])
+def test_missing_libvirt_python(hypervisor, pool, no_libvirt, module):
+    wish = {"name": "a", "size": "1M", "pool": pool.name} if module == "volume" else {}
+    result = finish_module(start_module(module, {"uri": hypervisor.uri, **wish}, prefix=no_libvirt))
+    assert result["failed"] and result["reason"] == "tool_missing", result
+    assert "python3-libvirt" in result["msg"]
+
+
+def test_another_interpreter_that_has_libvirt_is_used(hypervisor, pool, tmp_path):
+    """The play's own interpreter has no libvirt binding; the system's has."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    bare = str(tmp_path / "bare" / "bin" / "python")
+    assert subprocess.run([bare, "-c", "import libvirt"], capture_output=True, check=False).returncode != 0
+    result = run_adhoc("volume", f"name=a size=1M pool={pool.name} uri={hypervisor.uri}", python=bare)
+    assert result.get("changed"), result
+    assert (pool / "a").exists()
+
+
+def test_missing_qemu_img(volume, pool, tmp_path):
+    """Only what libvirt or the tool is needed for fails, and says which package brings it."""
+    hidden = tmp_path / "no"
+    hidden.write_text("")
+    qemu_img = Path("/usr/bin/qemu-img").resolve()
+    prefix = ["unshare", "-m", "--propagation", "private", "sh", "-c",
+              f"mount --bind {hidden} {qemu_img}" + ' && exec "$@"', "sh"]
+    params = {"uri": pool.hypervisor.uri, "pool": pool.name, "name": "a", "size": "1M"}
+    result = finish_module(start_module("volume", params, prefix=prefix))
+    assert result["failed"] and result["reason"] == "tool_missing" and "qemu-img" in result["msg"], result
+    assert os.listdir(pool.path) == []
+
+
+@pytest.mark.parametrize("body", [
+    b"", b"QFI\xfb", b"QFI\xfb\0\0\0\x03" + b"\xff" * 600, b"QFI\xfb\0\0\0\x63" + bytes(600), b"\x7fELF" * 100,
+    b"# Disk DescriptorFile\nversion=1\n", b"KDMV" + b"\xff" * 600, b"conectix" + b"\xff" * 504, b"vhdxfile" + b"\xff" * 600,
+    b"QFI\xfb\0\0\0\x01" + b"\xff" * 100, b"OOOO" + bytes(100), bytes(3),
+], ids=["empty", "magic", "ones", "version99", "elf", "vmdk", "vmdk3", "vpc", "vhdx", "qcow1", "lock", "3bytes"])
+def test_unreadable_images(volume, info, pool, body):
+    (pool / "bad").write_bytes(body)
+    blank(pool / "good")
+    found = info(pool=[pool.name])
+    assert not found.get("failed"), found
+    assert "good" in [v["name"] for v in found["volumes"]]
+    for mode in ("backing", "full"):
+        result = volume(name=f"from-{mode}", template="bad", clone_mode=mode)
+        if result.get("failed"):
+            assert result["reason"] in ("unsafe_image", "unsupported", "tool_failed", "template_not_found"), result
+            assert not (pool / f"from-{mode}").exists()
+        else:
+            assert digest(pool / f"from-{mode}") == digest(pool / "bad", "raw"), "if taken at all, it is taken as raw"
+    assert volume(name="a", size="1M")["changed"], "one bad file does not stop other work in the pool"
+
+
+def test_things_in_a_pool_that_are_no_images(volume, info, pool):
+    (pool / "dir").mkdir()
+    (pool / "dir" / "inside").write_text("x")
+    (pool / "broken-link").symlink_to("/nonexistent")
+    (pool / "self").symlink_to("self")
+    os.mkfifo(pool / "fifo")
+    make(pool / "good", size=MIB)
+    found = info(pool=[pool.name])
+    assert "good" in [v["name"] for v in found["volumes"]]
+    assert volume(name="a", size="1M")["changed"]
+    for name in ("dir", "fifo"):
+        result = volume(name=name, size="1M")
+        assert result["failed"], result
+        result = volume(name="b", template=name, clone_mode="full")
+        assert result["failed"], result
+    assert volume(name="dir", state="absent").get("failed"), "a directory with files is no volume to delete"
+    assert (pool / "dir" / "inside").exists()

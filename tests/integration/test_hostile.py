@@ -1,0 +1,248 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Image headers are hostile input: no byte of the host ends in a volume, and nothing hangs or runs away."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+
+import pytest
+from support.hypervisors import disk
+from support.images import GIB, MIB, blank, content, file_sha, info as image_info, make, overlay, patch, qcow2_header, sh
+from support.runs import run_module
+
+SECRET = b"a line that only the host may read\n" * 64
+WISHES = [{"clone_mode": "backing"}, {"clone_mode": "full"}, {"format": "raw"}]
+
+
+@pytest.fixture
+def secret(outside):
+    path = outside / "secret"
+    path.write_bytes(SECRET)
+    return path
+
+
+def nothing_leaked(pool, *but):
+    """No file of the pool holds the secret, neither in its bytes nor for a guest that reads it."""
+    for path in pool.path.iterdir():
+        if path.name not in but:
+            assert SECRET[:32] not in path.read_bytes()
+            assert SECRET[:32] not in content(path, image_info(path)["format"])
+
+
+@pytest.fixture
+def disguised(pool, secret):
+    """A raw volume into which its guest wrote a qcow2 header that names a file of the host as backing file."""
+    path = pool / "disguised"
+    path.write_bytes(qcow2_header(MIB, str(secret)).ljust(MIB, b"\0"))
+    return path
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_raw_disk_with_a_qcow2_header_stays_raw(volume, info, pool, disguised, domain, running):
+    """The domain's definition says raw; that is what it is."""
+    domain(disk(disguised, "raw", target="hda", device="cdrom", readonly=True), running=running)
+    found = info(name="disguised")["volumes"][0]
+    assert (found["format"], found["backing"], found["capacity"]) == ("raw", None, MIB)
+    for number, wish in enumerate(WISHES):
+        result = volume(name=f"a{number}", template="disguised", **wish)
+        if result.get("failed"):
+            assert result["reason"] in ("unsafe_image", "volume_in_use"), result
+        else:
+            backing = result["volume"]["backing"]
+            assert backing is None or backing["format"] == "raw"
+            assert content(pool / f"a{number}", result["volume"]["format"]) == disguised.read_bytes()
+    nothing_leaked(pool, "disguised")
+
+
+@pytest.mark.parametrize("wish", WISHES, ids=str)
+def test_header_that_names_a_file_of_the_host(refused, pool, disguised, wish):
+    refused("unsafe_image", name="a", template="disguised", **wish)
+
+
+def test_it_may_still_be_listed_and_deleted(checked, info, pool, disguised, secret):
+    found = info(pool=[pool.name])
+    assert [v["name"] for v in found["volumes"]] == ["disguised"]
+    assert checked(name="disguised", state="absent")["changed"]
+    assert secret.read_bytes() == SECRET
+
+
+@pytest.mark.parametrize("wish", WISHES, ids=str)
+def test_real_overlay_of_a_file_outside(refused, pool, secret, wish):
+    overlay(pool / "t", secret, "raw")
+    refused("unsafe_image", name="a", template="t", **wish)
+
+
+@pytest.mark.parametrize("wish", WISHES, ids=str)
+def test_hostile_second_layer(refused, pool, secret, wish):
+    overlay(pool / "t", overlay(pool / "middle", secret, "raw"))
+    refused("unsafe_image", name="a", template="t", **wish)
+
+
+@pytest.mark.parametrize("wish", WISHES, ids=str)
+def test_link_in_the_pool_as_backing_file(refused, pool, secret, wish):
+    (pool / "innocent").symlink_to(secret)
+    overlay(pool / "t", pool / "innocent", "raw")
+    refused("unsafe_image", name="a", template="t", **wish)
+
+
+@pytest.mark.parametrize("backing", ["../outside/secret", "/proc/self/environ", "/dev/zero", "/dev/null", "/etc/hostname"])
+def test_paths_that_lead_out_of_the_pool(refused, pool, secret, backing):
+    (pool / "t").write_bytes(qcow2_header(MIB, backing).ljust(4 * 65536, b"\0"))
+    for wish in WISHES:
+        refused("unsafe_image", name="a", template="t", **wish)
+
+
+@pytest.mark.parametrize("backing", [
+    'json:{"driver":"file","filename":"/etc/hostname"}', 'json:{"driver":"raw","file":{"driver":"file","filename":"/etc/hostname"}}',
+    "nbd://127.0.0.1:1/x", "nbd:unix:/tmp/nothing", "http://127.0.0.1:1/x", "ssh://127.0.0.1/x", "fat:/etc", "file:/etc/hostname",
+    "rbd:pool/image", "host_device:/dev/vda", "blkdebug::/etc/hostname", "\x01\x02", "a\nb", "../../../../../../etc/hostname",
+])
+def test_protocols_and_oddities_as_backing(volume, info, pool, backing):
+    (pool / "t").write_bytes(qcow2_header(MIB, backing).ljust(4 * 65536, b"\0"))
+    for number, wish in enumerate(WISHES):
+        result = volume(name=f"a{number}", template="t", **wish)
+        assert result.get("failed") and result["reason"] == "unsafe_image", result
+    assert os.listdir(pool.path) == ["t"]
+    assert not info(pool=[pool.name]).get("failed")
+
+
+def test_data_file(refused, pool, secret):
+    blank(pool / "t", 65536, options=f"data_file={secret}.img,data_file_raw=on")
+    for wish in WISHES:
+        refused("unsafe_image", name="a", template="t", **wish)
+
+
+def test_snapshot_of_a_volume_with_a_hostile_backing_file(refused, pool, secret):
+    path = overlay(pool / "t", secret, "raw")
+    sh("qemu-img", "snapshot", "-c", "s", path)
+    refused("unsafe_image", name="a", snapshot="s", snapshot_volume="t")
+
+
+@pytest.mark.parametrize(("offset", "value"), [
+    (24, struct.pack(">Q", 2**63)), (24, struct.pack(">Q", 2**64 - 1)), (24, struct.pack(">Q", 2**62)),
+    (20, struct.pack(">I", 63)), (20, struct.pack(">I", 0)), (36, struct.pack(">I", 2**32 - 1)), (40, struct.pack(">Q", 2**63)),
+    (60, struct.pack(">I", 2**32 - 1)), (64, struct.pack(">Q", 2**64 - 512)), (72, struct.pack(">Q", 2**63)),
+    (8, struct.pack(">QI", 2**63, 100)), (8, struct.pack(">QI", 512, 2**32 - 1)), (100, struct.pack(">I", 2**32 - 1)),
+], ids=["size2^63", "size2^64", "size2^62", "cluster2^63", "cluster1", "l1", "l1offset", "snapshots", "snapoffset", "incompat",
+        "backingoffset", "backinglength", "headerlength"])
+def test_absurd_headers(volume, info, pool, offset, value):
+    make(pool / "t", size=MIB)
+    sh("qemu-img", "snapshot", "-c", "s", pool / "t")
+    patch(pool / "t", offset, value)
+    started = time.monotonic()
+    found = info(pool=[pool.name])
+    assert not found.get("failed"), found
+    for number, wish in enumerate([*WISHES, {"snapshot": "s", "snapshot_volume": "t"}]):
+        result = volume(name=f"a{number}", **({"template": "t"} if "snapshot" not in wish else {}), **wish)
+        assert result.get("failed"), result
+        assert result["reason"] in ("unsafe_image", "unsupported", "tool_failed", "snapshot_not_found"), result
+    assert os.listdir(pool.path) == ["t"]
+    assert time.monotonic() - started < 20
+
+
+def test_size_that_is_huge_but_legal(volume, small, pool):
+    """A terabyte of nothing: a copy on write is fine, a raw copy does not fit; both answer at once."""
+    blank(pool / "t", 1024 * GIB)
+    assert volume(name="a", template="t")["changed"]
+    result = volume(name="b", template="t", template_pool=pool.name, pool=small.name, format="raw")
+    assert result["failed"] and result["reason"] == "insufficient_space", result
+
+
+def test_chain_that_bites_its_tail(volume, info, pool):
+    (pool / "self").write_bytes(qcow2_header(MIB, str(pool / "self")).ljust(4 * 65536, b"\0"))
+    (pool / "ping").write_bytes(qcow2_header(MIB, str(pool / "pong")).ljust(4 * 65536, b"\0"))
+    (pool / "pong").write_bytes(qcow2_header(MIB, "ping").ljust(4 * 65536, b"\0"))
+    assert not info(pool=[pool.name]).get("failed")
+    for name in ("self", "ping"):
+        for wish in WISHES:
+            result = volume(name="a", template=name, **wish)
+            assert result["failed"] and result["reason"] == "unsafe_image", result
+
+
+def test_very_long_chain(volume, info, pool):
+    below = make(pool / "base", size=MIB)
+    image = overlay(pool / "layer0", below).read_bytes()
+    for depth in range(1, 300):
+        name = str(pool / f"layer{depth - 1}").encode()
+        path = pool / f"layer{depth}"
+        path.write_bytes(image)
+        offset = struct.unpack(">Q", image[8:16])[0]
+        patch(path, 16, struct.pack(">I", len(name)))
+        patch(path, offset, name)
+    started = time.monotonic()
+    assert not info(pool=[pool.name]).get("failed")
+    result = volume(name="a", template="layer299", clone_mode="full")
+    assert not result.get("failed") or result["reason"] in ("unsafe_image", "tool_failed"), result
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("backing", ["/proc/kmsg", "/dev/kmsg", "fifo", "/dev/stdin"])
+def test_backing_file_that_never_ends_does_not_hang_us(own_hypervisor, make_pool, backing):
+    """libvirt opens such a file when it refreshes the pool and waits for ever; so we have to see it first."""
+    pool = make_pool(on=own_hypervisor)
+    os.mkfifo(pool / "fifo")
+    target = str(pool / "fifo") if backing == "fifo" else backing
+    (pool / "trap").write_bytes(qcow2_header(MIB, target).ljust(4 * 65536, b"\0"))
+    for module, wish in (
+        ("volume_info", {}), ("volume", {"name": "a", "size": "1M"}), ("volume", {"name": "b", "template": "trap"}),
+        ("volume", {"name": "c", "template": "trap", "clone_mode": "full"}), ("volume", {"name": "d", "state": "absent"}),
+    ):
+        params = {"uri": own_hypervisor.uri, "pool": [pool.name] if module == "volume_info" else pool.name, **wish}
+        result = run_module(module, params, timeout=10)
+        if result.get("failed"):
+            assert result["reason"] == "unsafe_image" and "trap" in result["msg"], result
+        else:
+            assert "template" not in wish, result
+    # The daemon still answers and the pool is still there.
+    assert own_hypervisor.conn.getLibVersion() and pool.virt.isActive()
+
+
+def test_trap_can_be_deleted(own_hypervisor, make_pool):
+    """Whoever is told to remove the file can do it with the same module, or by hand; the pool works again."""
+    pool = make_pool(on=own_hypervisor)
+    (pool / "trap").write_bytes(qcow2_header(MIB, "/proc/kmsg").ljust(4 * 65536, b"\0"))
+    params = {"uri": own_hypervisor.uri, "pool": pool.name, "name": "trap", "state": "absent"}
+    result = run_module("volume", params, timeout=10)
+    if result.get("failed"):
+        assert result["reason"] == "unsafe_image", result
+        (pool / "trap").unlink()
+    assert run_module("volume", {**params, "name": "a", "state": "present", "size": "1M"}, timeout=10)["changed"]
+
+
+def test_info_does_not_open_what_a_chain_names(info, pool, outside):
+    """A fifo's reader would wake its writer: nobody may have opened it."""
+    os.mkfifo(outside / "fifo")
+    (pool / "t").write_bytes(qcow2_header(MIB, str(outside / "fifo")).ljust(4 * 65536, b"\0"))
+    before = (outside / "fifo").stat().st_atime_ns
+    info(pool=[pool.name])
+    assert (outside / "fifo").stat().st_atime_ns == before
+
+
+def test_template_file_itself_is_no_regular_file(volume, outside, pool):
+    os.mkfifo(outside / "fifo")
+    for template in (outside / "fifo", "/dev/zero", "/proc/kmsg", "/", outside):
+        for mode in ("backing", "full"):
+            result = run_module("volume", {"uri": pool.hypervisor.uri, "pool": pool.name, "name": "a",
+                                           "template": str(template), "clone_mode": mode}, timeout=10)
+            assert result["failed"] and result["reason"] in ("unsafe_image", "template_not_found", "unsupported"), result
+    assert os.listdir(pool.path) == []
+
+
+def test_guest_content_never_decides_the_format_of_a_volume_we_made(volume, info, pool, domain, secret):
+    """Made as raw, attached as raw, overwritten by its guest: the second run still sees what was asked for."""
+    volume(name="a", size="1M", format="raw")
+    domain(disk(pool / "a", "raw"), running=False)
+    patch(pool / "a", 0, qcow2_header(MIB, str(secret)))
+    before = file_sha(pool / "a")
+    again = volume(name="a", size="1M", format="raw")
+    assert not again.get("failed") and not again["changed"], again
+    grown = volume(name="a", size="2M", format="raw")
+    assert grown.get("failed") or (pool / "a").stat().st_size == 2 * MIB, grown
+    assert info(name="a")["volumes"][0]["format"] == "raw"
+    if grown.get("failed"):
+        assert file_sha(pool / "a") == before

@@ -1,0 +1,250 @@
+# shellcheck shell=bash
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# Sourced by ./dev: the tests, fast ones first. A failing step does not keep the later ones from running.
+# shellcheck disable=SC2154  # repo, work, venv, collections, collection and python come from ./dev
+
+passed=0
+failed=0
+summary=()
+
+run_tests() { # PART...
+    local part parts=("$@")
+    [[ ${#parts[@]} -gt 0 ]] || parts=(lint unit integration sanity docs build)
+    for part in "${parts[@]}"; do
+        case $part in
+            lint | unit | integration | sanity | docs | build) ;;
+            *) fail "no such tests: $part" ;;
+        esac
+    done
+    setup test
+    use_checkout
+    cd "$repo"
+    rm -rf "$work/log"
+    mkdir -p "$work/log"
+    for part in "${parts[@]}"; do "test_$part"; done
+    say "" "Summary" "${summary[@]}" ""
+    say "$passed passed, $failed failed"
+    [[ $failed -eq 0 ]]
+}
+
+# step NAME COMMAND...: the output is shown in full when it fails, its last line when it does not.
+step() {
+    local name=$1 log=$work/log/${1//[^A-Za-z0-9.]/-}.log began=$SECONDS status=0
+    shift
+    printf '== %s\n' "$name"
+    # A subshell with errexit of its own: 'set -e' is off inside a command whose status is looked at.
+    set +e
+    (
+        set -e
+        "$@"
+    ) >"$log" 2>&1 </dev/null
+    status=$?
+    set -e
+    if [[ $status -eq 0 ]]; then
+        passed=$((passed + 1))
+        grep -v '^[[:space:]]*$' "$log" | tail -n 1 || true
+    else
+        failed=$((failed + 1))
+        tail -n 400 "$log"
+    fi
+    report "$([[ $status -eq 0 ]] && echo passed || echo FAILED)" "$name" "$((SECONDS - began)) s"
+}
+
+report() { # RESULT NAME REMARK
+    summary+=("$(printf '  %-7s %-48s %s' "$@")")
+    printf -- '-- %s %s (%s)\n' "$1" "$2" "$3"
+}
+
+test_lint() {
+    step shellcheck shellcheck -x dev .ci/run tools/*.sh
+    step ruff ruff check --no-cache .
+    step "mypy --strict" check_types
+    step "ansible-lint, production" check_playbooks
+}
+
+check_types() {
+    cd "$collections"
+    mypy --config-file "$repo/pyproject.toml" --cache-dir "$work/mypy" ansible_collections/hypervisor/storage/plugins/module_utils
+}
+
+check_playbooks() {
+    # The linter finds the collection's name by the directory it is in, and walks everything below.
+    copy_collection "$work/lint"
+    cd "$work/lint/ansible_collections/hypervisor/storage"
+    ANSIBLE_COLLECTIONS_PATH=$work/lint ansible-lint --offline --profile production --strict
+}
+
+run_pytest() { # PYTHON TESTS...
+    local interpreter=$1
+    shift
+    PYTHONPATH=$collections "$interpreter" -m pytest -q -ra "$@"
+}
+
+test_unit() {
+    local version interpreter
+    step "unit, Python $(version_of "$python")" run_pytest "$venv/bin/python" tests/unit
+    for version in 3.9 "$(newest_python 3.12)"; do
+        if interpreter=$(find_python "$version"); then
+            step "unit, Python $version" unit_on "$version" "$interpreter"
+        else
+            report skipped "unit, Python ${version:->= 3.12}" "no such Python on this machine"
+        fi
+    done
+}
+
+unit_on() { # VERSION PYTHON
+    make_venv "$work/unit-$1" "$2" "$repo/tests/requirements/unit.txt" unit
+    run_pytest "$work/unit-$1/bin/python" tests/unit
+}
+
+test_integration() {
+    step integration run_pytest "$venv/bin/python" tests/integration
+}
+
+# The newest ansible-core that a Python on this machine can run, and the oldest that the collection promises.
+test_sanity() {
+    local newest
+    if newest=$(newest_python 3.12); then
+        ansible_test 2.21 "$newest"
+    else
+        say "!! No Python >= 3.12 on this machine: ansible-core 2.21 cannot run, 2.19 is the newest that can."
+        ansible_test 2.19 "$(version_of "$python")"
+    fi
+    ansible_test 2.17 "$(newest_python 3.10 3.12)"
+}
+
+ansible_test() { # CORE PYTHON-VERSION
+    local core=$1 version=$2
+    step "ansible-test $core set-up, Python $version" set_up_ansible_test "$core" "$version"
+    step "ansible-test $core sanity" in_ansible_test "$core" sanity --color no -v
+    step "ansible-test $core units" in_ansible_test "$core" units --color no --python "$version" --requirements
+}
+
+set_up_ansible_test() { # CORE PYTHON-VERSION
+    local core=$1 interpreter place=$work/ansible-test/$1
+    interpreter=$(find_python "$2")
+    mkdir -p "$place/home/.config"
+    make_venv "$place/venv" "$interpreter" "$repo/tests/requirements/core-$core.txt" core
+    copy_collection "$place"
+    # ansible-test keeps caches in the home directory: it gets one of its own, with the user's settings of pip.
+    [[ ! -e ~/.config/pip ]] || ln -sfn ~/.config/pip "$place/home/.config/pip"
+    provide_pip "$place"
+}
+
+# ansible-test fetches a bootstrap script for pip from a site of its own, unless the script is in its cache:
+# put one there that installs the same pip from a wheel, so that the package index is the only site needed.
+provide_pip() { # DIR
+    local version cache=$1/home/.ansible/test/cache wheel
+    mkdir -p "$cache"
+    grep -ohE "pip='[0-9.]+'" "$1"/venv/lib/python3*/site-packages/ansible_test/_internal/python_requirements.py |
+        grep -oE '[0-9.]+' | while read -r version; do
+        wheel=$cache/pip-$version-py3-none-any.whl
+        [[ -e $wheel ]] || "$venv/bin/python" -m pip download -q --no-deps --only-binary :all: -d "$cache" "pip==$version"
+        cat >"$cache/get_pip_${version//./_}.py" <<END
+import runpy
+import sys
+
+wheel = "$wheel"
+sys.path.insert(0, wheel)
+sys.argv[1:] = ["install", "--no-index", "--quiet", wheel]
+runpy.run_module("pip", run_name="__main__")
+END
+    done
+}
+
+in_ansible_test() { # CORE ARGUMENT...
+    local place=$work/ansible-test/$1
+    shift
+    cd "$place/ansible_collections/hypervisor/storage"
+    # No paths of ours: ansible-test makes its own, and refuses some variables.
+    env -u ANSIBLE_HOME -u ANSIBLE_COLLECTIONS_PATH -u PYTHONPATH -u PYTHONPYCACHEPREFIX \
+        HOME="$place/home" PATH="$place/venv/bin:$(real_python_directories)$PATH" ansible-test "$@"
+}
+
+test_docs() {
+    step "antsibull-docs lint" antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs self .
+    step "antsibull-changelog lint" antsibull-changelog lint
+}
+
+test_build() {
+    step "build, install, ansible-doc" build_and_install
+    step galaxy-importer import_as_galaxy
+}
+
+build_and_install() {
+    local module
+    rm -rf "$work/build"
+    copy_collection "$work/build/source"
+    ansible-galaxy collection build --output-path "$work/build" "$work/build/source/ansible_collections/hypervisor/storage"
+    ansible-galaxy collection install --offline --collections-path "$work/build/installed" "$work"/build/*.tar.gz
+    export ANSIBLE_COLLECTIONS_PATH=$work/build/installed
+    for module in plugins/modules/*.py; do
+        module=hypervisor.storage.$(basename "$module" .py)
+        ansible-doc "$module" | grep -q EXAMPLES || fail "ansible-doc shows no examples for $module"
+    done
+    tar -tzf "$work"/build/*.tar.gz >"$work/build/files"
+    ! grep -E '^(\.work|\.ci|dev|tools/|tests/output)' "$work/build/files" || fail "the tarball holds what only developers need"
+    say "$(grep -vc '/$' "$work/build/files") files"
+}
+
+import_as_galaxy() {
+    cd "$work/build"
+    GALAXY_IMPORTER_CONFIG=$repo/tests/galaxy-importer.cfg python -m galaxy_importer.main ./*.tar.gz 2>&1 | tee importer.log
+    # It exits 0 also when it complains.
+    grep -q 'Importer processing completed successfully' importer.log
+    ! grep -E '^(ERROR|WARNING)' importer.log
+}
+
+# copy_collection DIR: what git has or would have, in DIR/ansible_collections/hypervisor/storage, as a repository.
+copy_collection() {
+    local copy=$1/ansible_collections/hypervisor/storage
+    rm -rf "$1/ansible_collections"
+    mkdir -p "$copy"
+    (
+        cd "$repo"
+        # Listed and still there: a file may be deleted and not committed yet.
+        git -c safe.directory="$repo" ls-files -z --cached --others --exclude-standard |
+            while IFS= read -r -d '' file; do [[ ! -e $file && ! -L $file ]] || printf '%s\0' "$file"; done |
+            xargs -0 cp -a --parents -t "$copy" --
+    )
+    git -C "$copy" init -q
+    git -C "$copy" add -A
+}
+
+version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
+
+# Directories that hold real interpreters: pyenv's shims answer to every version and run few.
+real_python_directories() {
+    local directory
+    for directory in "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.{9,1[0-9]}*/bin; do
+        [[ ! -x $directory/python3 ]] || printf '%s:' "$directory"
+    done
+}
+
+find_python() { # VERSION; prints the interpreter
+    local directory directories
+    [[ -n $1 ]] || return 1
+    IFS=: read -ra directories <<<"$(real_python_directories)/usr/local/bin:/usr/bin"
+    for directory in "${directories[@]}"; do
+        if [[ -x $directory/python$1 ]] && "$directory/python$1" -c 'import venv, ensurepip' 2>/dev/null; then
+            say "$directory/python$1"
+            return 0
+        fi
+    done
+    return 1
+}
+
+newest_python() { # LOWEST [HIGHEST]; prints the version
+    local minor
+    local highest=${2:-3.14}
+    for ((minor = ${highest#3.}; minor >= ${1#3.}; minor--)); do
+        if find_python "3.$minor" >/dev/null; then
+            say "3.$minor"
+            return 0
+        fi
+    done
+    return 1
+}

@@ -46,7 +46,7 @@ def _find_fault(name: str) -> str | None:
     if length > MAX_NAME_BYTES:
         return f"it has {length} bytes in UTF-8, and {MAX_NAME_BYTES} are possible"
     if name.startswith(STAGING_PREFIX):
-        return f"names that begin with {STAGING_PREFIX!r} are for volumes in the making; later runs clear them"
+        return f"names with {STAGING_PREFIX!r} in front are for volumes in the making; later runs clear them"
     return None
 
 

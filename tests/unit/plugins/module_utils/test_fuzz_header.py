@@ -21,7 +21,24 @@ from ansible_collections.hypervisor.storage.plugins.module_utils._image_header i
 
 # Numbers where checks go wrong: the ends of ranges, cluster boundaries, what overflows 32 and 64 bits.
 EDGES_64 = st.one_of(
-    st.sampled_from([0, 1, 511, 512, 65535, 65536, 3 * 65536, 2**31, 2**32, 2**56, 2**63 - 1, 2**63, 2**64 - 65536, 2**64 - 1]),
+    st.sampled_from(
+        [
+            0,
+            1,
+            511,
+            512,
+            65535,
+            65536,
+            3 * 65536,
+            2**31,
+            2**32,
+            2**56,
+            2**63 - 1,
+            2**63,
+            2**64 - 65536,
+            2**64 - 1,
+        ]
+    ),
     st.integers(0, 2**64 - 1),
     st.integers(0, 2**20),
 )
@@ -39,9 +56,12 @@ EXTENSIONS = st.lists(
     max_size=6,
 )
 MAGICS = [
-    b"QFI\xfb\0\0\0\1", b"QED\0", b"KDMV", b"COWD", b"conectix", b"vhdxfile", b"LUKS\xba\xbe\0\1", b"WithoutFreeSpace",
-    b"WithouFreSpacExt", b"Bochs Virtual HD Image", b"# Disk DescriptorFile\nversion=1\nRW 9999999999999999999 FLAT ",
-    b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\n", bytes(64) + b"\x7f\x10\xda\xbe",
+    b"QFI\xfb\0\0\0\1", b"QED\0", b"KDMV", b"COWD", b"conectix", b"vhdxfile", b"LUKS\xba\xbe\0\1",
+    b"WithoutFreeSpace",
+    b"WithouFreSpacExt", b"Bochs Virtual HD Image",
+    b"# Disk DescriptorFile\nversion=1\nRW 9999999999999999999 FLAT ",
+    b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\n",
+    bytes(64) + b"\x7f\x10\xda\xbe",
 ]  # fmt: skip
 
 
@@ -54,7 +74,11 @@ def read(content: bytes) -> ImageHeader:
         assert time.perf_counter() - started < 1
     assert 0 <= header.capacity < 2**63
     if header.backing_file is not None:
-        assert header.backing_file and "\0" not in header.backing_file and len(os.fsencode(header.backing_file)) <= 1023
+        assert (
+            header.backing_file
+            and "\0" not in header.backing_file
+            and len(os.fsencode(header.backing_file)) <= 1023
+        )
     return header
 
 
@@ -98,7 +122,9 @@ def test_any_qcow2_header(
 @settings(max_examples=400, deadline=None, derandomize=True, database=None)
 @given(
     entries=st.lists(
-        st.tuples(EDGES_64, EDGES_32, *[st.integers(0, 65535)] * 2, EDGES_32, EDGES_32, EDGES_64, EDGES_32, EDGES_32),
+        st.tuples(
+            EDGES_64, EDGES_32, *[st.integers(0, 65535)] * 2, EDGES_32, EDGES_32, EDGES_64, EDGES_32, EDGES_32
+        ),
         max_size=5,
     ),
     data=st.binary(max_size=200),
@@ -106,7 +132,9 @@ def test_any_qcow2_header(
 )
 def test_any_snapshot_table(entries: list[tuple[int, ...]], data: bytes, count: int) -> None:
     cluster = 65536
-    header = struct.pack(">4sIQIIQIIQQIIQ", b"QFI\xfb", 2, 0, 0, 16, 512, 0, 1, cluster, 2 * cluster, 1, count, 3 * cluster)
+    header = struct.pack(
+        ">4sIQIIQIIQQIIQ", b"QFI\xfb", 2, 0, 0, 16, 512, 0, 1, cluster, 2 * cluster, 1, count, 3 * cluster
+    )
     table = b"".join(struct.pack(">QIHHIIQII", *entry) + data for entry in entries)
     answer = read(header.ljust(3 * cluster, b"\0") + table.ljust(cluster, b"\0"))
     assert len(answer.snapshots) in (0, count)

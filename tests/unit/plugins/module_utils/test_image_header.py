@@ -30,7 +30,9 @@ def qemu_img(*arguments: object) -> bytes:
     return subprocess.run(["qemu-img", *map(str, arguments)], check=True, stdout=subprocess.PIPE).stdout
 
 
-def create(path: Path, size: object = MIB, *, fmt: str = "qcow2", options: str = "", more: tuple[object, ...] = ()) -> Path:
+def create(
+    path: Path, size: object = MIB, *, fmt: str = "qcow2", options: str = "", more: tuple[object, ...] = ()
+) -> Path:
     qemu_img("create", "-q", *more, "-f", fmt, *(("-o", options) if options else ()), path, size)
     return path
 
@@ -71,7 +73,8 @@ def assert_agrees_with_qemu_img(path: Path) -> ImageHeader:
         assert header.data_file == data.get("data-file")
         assert header.encryption == data.get("encrypt", {}).get("format")
     assert [
-        (entry.id, entry.name, entry.date_sec, entry.date_nsec, entry.vm_state_size) for entry in header.snapshots
+        (entry.id, entry.name, entry.date_sec, entry.date_nsec, entry.vm_state_size)
+        for entry in header.snapshots
     ] == [
         (entry["id"], entry["name"], entry["date-sec"], entry["date-nsec"], entry["vm-state-size"])
         for entry in said.get("snapshots", [])
@@ -102,7 +105,10 @@ def test_sizes_and_versions(tmp_path: Path, size: int, compat: str) -> None:
 
 @pytest.mark.parametrize("bits", range(9, 22))
 def test_cluster_sizes(tmp_path: Path, bits: int) -> None:
-    assert assert_agrees_with_qemu_img(create(tmp_path / "i", options=f"cluster_size={1 << bits}")).cluster_size == 1 << bits
+    assert (
+        assert_agrees_with_qemu_img(create(tmp_path / "i", options=f"cluster_size={1 << bits}")).cluster_size
+        == 1 << bits
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,7 +147,9 @@ def test_backing_file(tmp_path: Path, compat: str, cluster_size: int, backing_fo
     assert (header.backing_file, header.backing_format) == (base.name, backing_format)
 
 
-@pytest.mark.parametrize("name", ["x" * 1023, "json:{\"driver\": \"raw\"}", "nbd:localhost:1", "/dev/fd/0", "é" * 400])
+@pytest.mark.parametrize(
+    "name", ["x" * 1023, 'json:{"driver": "raw"}', "nbd:localhost:1", "/dev/fd/0", "é" * 400]
+)
 def test_any_name_of_a_backing_file_is_told_as_stored(tmp_path: Path, name: str) -> None:
     image = create(tmp_path / "i")
     qemu_img("rebase", "-u", "-f", "qcow2", "-b", name, "-F", "raw", image)
@@ -204,8 +212,16 @@ def add_snapshots(image: Path, entries: list[bytes]) -> Path:
 
 
 def snapshot(
-    image: Path, *, id: bytes = b"1", name: bytes = b"s", state: int = 0, extra: bytes = b"", **other: int
+    image: Path,
+    other: dict[str, int] | None = None,
+    *,
+    id: bytes = b"1",
+    name: bytes = b"s",
+    state: int = 0,
+    extra: bytes = b"",
 ) -> bytes:
+    """Return an entry of a snapshot table, with the numbers in ``other`` in place of honest ones."""
+    other = other or {}
     raw = image.read_bytes()
     l1_size, l1_offset = struct.unpack(">IQ", raw[36:48])
     return (
@@ -248,7 +264,9 @@ def test_snapshot_entries_of_all_ages(tmp_path: Path) -> None:
 
 def test_many_snapshots_with_long_names(tmp_path: Path) -> None:
     image = create(tmp_path / "i")
-    add_snapshots(image, [snapshot(image, id=b"%d" % n, name=b"%0255d" % n, extra=bytes(16)) for n in range(300)])
+    add_snapshots(
+        image, [snapshot(image, id=b"%d" % n, name=b"%0255d" % n, extra=bytes(16)) for n in range(300)]
+    )
     assert len(assert_agrees_with_qemu_img(image).snapshots) == 300
 
 
@@ -298,7 +316,9 @@ def test_qcow2_encrypted_with_aes(tmp_path: Path) -> None:
 
 
 def test_qcow2_encrypted_with_luks(tmp_path: Path) -> None:
-    image = create_luks(tmp_path / "i", "qcow2", "encrypt.format=luks,encrypt.key-secret=s0,encrypt.iter-time=10")
+    image = create_luks(
+        tmp_path / "i", "qcow2", "encrypt.format=luks,encrypt.key-secret=s0,encrypt.iter-time=10"
+    )
     assert assert_agrees_with_qemu_img(image).encryption == "luks"
 
 
@@ -364,10 +384,20 @@ def test_backing_files_of_foreign_formats(tmp_path: Path, fmt: str) -> None:
 @pytest.mark.parametrize(
     ("fmt", "content"),
     [
-        ("bochs", b"Bochs Virtual HD Image".ljust(32, b"\0") + b"Redolog".ljust(16, b"\0") + b"Growing".ljust(16, b"\0")
-         + struct.pack("<IIIIIIQ", 0x20000, 512, 1, 512, 65536, 0, MIB)),
-        ("cloop", b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\n"
-         .ljust(128, b"\0") + struct.pack(">II", 65536, 16)),
+        (
+            "bochs",
+            b"Bochs Virtual HD Image".ljust(32, b"\0")
+            + b"Redolog".ljust(16, b"\0")
+            + b"Growing".ljust(16, b"\0")
+            + struct.pack("<IIIIIIQ", 0x20000, 512, 1, 512, 65536, 0, MIB),
+        ),
+        (
+            "cloop",
+            b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\n".ljust(
+                128, b"\0"
+            )
+            + struct.pack(">II", 65536, 16),
+        ),
         ("parallels", b"WithoutFreeSpace" + struct.pack("<IIIIIQ", 2, 16, 1, 63, 0, MIB // 512)),
         ("vmdk", b"COWD" + struct.pack("<III", 1, 3, MIB // 512)),
     ],
@@ -400,7 +430,11 @@ def test_formats_that_qemu_img_cannot_make(tmp_path: Path, fmt: str, content: by
 def test_all_else_is_raw(tmp_path: Path, content: bytes) -> None:
     image = tmp_path / "i"
     image.write_bytes(content)
-    assert read(image) == _image_header.raw_header(len(content)) == ImageHeader(format="raw", capacity=len(content))
+    assert (
+        read(image)
+        == _image_header.raw_header(len(content))
+        == ImageHeader(format="raw", capacity=len(content))
+    )
     assert info(image)["format"] == "raw"
 
 
@@ -490,7 +524,9 @@ def fixture_pristine(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return create(tmp_path_factory.mktemp("pristine") / "i").read_bytes()
 
 
-@pytest.mark.parametrize(("offset", "data", "problem"), [row[1:] for row in HOSTILE], ids=[row[0] for row in HOSTILE])
+@pytest.mark.parametrize(
+    ("offset", "data", "problem"), [row[1:] for row in HOSTILE], ids=[row[0] for row in HOSTILE]
+)
 def test_hostile_headers(tmp_path: Path, pristine: bytes, offset: int, data: bytes, problem: str) -> None:
     image = tmp_path / "i"
     # The feature names make way for what the rows put there.
@@ -511,7 +547,14 @@ def test_bitmaps_are_checked_when_they_count(tmp_path: Path) -> None:
     qemu_img("bitmap", "--add", "-f", "qcow2", image, "b0")
     at = image.read_bytes().index(be(4, 0x23852875)) + 8
     good = image.read_bytes()
-    for offset, data in ((0, be(4, 0)), (0, be(4, 65536)), (4, be(4, 1)), (8, far(2**40)), (16, far(1)), (16, far(1 << 40))):
+    for offset, data in (
+        (0, be(4, 0)),
+        (0, be(4, 65536)),
+        (4, be(4, 1)),
+        (8, far(2**40)),
+        (16, far(1)),
+        (16, far(1 << 40)),
+    ):
         image.write_bytes(good)
         assert_matches("bitmaps", str(read(patch(image, at + offset, data)).problem))
 
@@ -542,7 +585,7 @@ def test_a_damaged_overlay_still_tells_its_backing_file(tmp_path: Path) -> None:
 )
 def test_hostile_snapshots(tmp_path: Path, entry: dict[str, int], problem: str) -> None:
     image = create(tmp_path / "i")
-    add_snapshots(image, [snapshot(image, **entry)])
+    add_snapshots(image, [snapshot(image, entry)])
     assert_matches(problem, str(read(image).problem))
 
 

@@ -12,17 +12,23 @@ from ansible_collections.hypervisor.storage.plugins.module_utils import _names
 from ansible_collections.hypervisor.storage.plugins.module_utils._errors import InvalidName
 
 LEGAL = [
-    "web", "web.qcow2", "-", "--help", "-f", "a b", " a", "a ", "...", ".hidden", "a..b", "~", "*", "?", "[a]", "a\\b", "%s", "%2F",
-    "a:b", "nbd:x", "json:{}", "file:x", "a,b", "a;b", "a&b", "<a>", "&amp;", "]]>", "'", '"', "`id`", "$(id)", "${HOME}",
-    "{{ a }}", "a=b", "a#b", "a@b", "a|b", "!", "é", "e\u0301", "Ünïcödé", "日本語", "🐧", "\u00a0", "\u200b", "\u202e", "\u2028",
+    "web", "web.qcow2", "-", "--help", "-f", "a b", " a", "a ", "...", ".hidden", "a..b", "~", "*", "?",
+    "[a]", "a\\b", "%s", "%2F",
+    "a:b", "nbd:x", "json:{}", "file:x", "a,b", "a;b", "a&b", "<a>", "&amp;", "]]>", "'", '"', "`id`",
+    "$(id)", "${HOME}",
+    "{{ a }}", "a=b", "a#b", "a@b", "a|b", "!", "é", "e\u0301", "Ünïcödé", "日本語", "🐧", "\u00a0", "\u200b",
+    "\u202e", "\u2028",
     "\ufeff", "\ufffd", "\U0001fffe", "\ue000", "x" * 255, "é" * 127, "🐧" * 63,
     ".hypervisor.storage", "hypervisor.storage-1", ".Hypervisor.storage-1",
 ]  # fmt: skip
 
-ILLEGAL = [
-    None, 1, True, 1.5, b"a", [], ["a"], {}, "", ".", "..", "/", "a/b", "/a", "a/", "../a", "../../etc/passwd", "./a",
-    "\0", "a\0", "a\0b", "\n", "a\n", "a\nb", "\r", "\t", "a\tb", "\x01", "\x1b[31m", "\x1f", "\x7f", "\x80", "\x85", "\x9f",
-    "\ud800", "a\udcffb", "\udfff", "\ufffe", "\uffff", "a\uffffb", "x" * 256, "é" * 128, "🐧" * 64, "x" * 10**6,
+ILLEGAL: list[object] = [
+    None, 1, True, 1.5, b"a", [], ["a"], {}, "", ".", "..", "/", "a/b", "/a", "a/", "../a",
+    "../../etc/passwd", "./a",
+    "\0", "a\0", "a\0b", "\n", "a\n", "a\nb", "\r", "\t", "a\tb", "\x01", "\x1b[31m", "\x1f", "\x7f",
+    "\x80", "\x85", "\x9f",
+    "\ud800", "a\udcffb", "\udfff", "\ufffe", "\uffff", "a\uffffb", "x" * 256, "é" * 128, "🐧" * 64,
+    "x" * 10**6,
     ".hypervisor.storage-", ".hypervisor.storage-web", ".hypervisor.storage-\U0001f427",
 ]  # fmt: skip
 
@@ -47,8 +53,14 @@ def test_illegal_names_are_refused_with_a_short_printable_message(name: object) 
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("", "empty"), ("a/b", "'/'"), ("a\nb", "control"), ("\ud800", "UTF-8"), ("é" * 128, "256 bytes"),
-     (".hypervisor.storage-web", "in the making")],
+    [
+        ("", "empty"),
+        ("a/b", "'/'"),
+        ("a\nb", "control"),
+        ("\ud800", "UTF-8"),
+        ("é" * 128, "256 bytes"),
+        (".hypervisor.storage-web", "in the making"),
+    ],
 )
 def test_message_says_why(name: str, why: str) -> None:
     with pytest.raises(InvalidName, match=why):

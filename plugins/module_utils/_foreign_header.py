@@ -61,6 +61,11 @@ def _recognise(head: bytes) -> tuple[str, _Reader] | None:
     return None
 
 
+def _read_at(fd: int, size: int, offset: int, length: int) -> bytes:
+    # Offsets that no file can have are an error for the kernel, not an end of file.
+    return os.pread(fd, length, offset) if offset < size else b""
+
+
 def _read_qcow1(fd: int, head: bytes, size: int) -> _Facts:
     offset, length, _mtime, capacity, cluster_bits = struct.unpack_from(">QIIQB", head, 8)
     (encryption,) = struct.unpack_from(">I", head, 36)
@@ -68,7 +73,7 @@ def _read_qcow1(fd: int, head: bytes, size: int) -> _Facts:
     if 9 <= cluster_bits <= 16:
         facts["cluster_size"] = 1 << cluster_bits
     if offset:
-        facts.update(_read_name(fd, offset, length))
+        facts.update(_read_name(fd, size, offset, length))
     return facts
 
 
@@ -77,13 +82,13 @@ def _read_qed(fd: int, head: bytes, size: int) -> _Facts:
     capacity, offset, length = struct.unpack_from("<QII", head, 48)
     facts: _Facts = {"capacity": capacity, "cluster_size": cluster_size, "dirty": bool(features & 2)}
     if features & 1:
-        facts.update(_read_name(fd, offset, length))
+        facts.update(_read_name(fd, size, offset, length))
         facts["backing_format"] = "raw" if features & 4 else None
     return facts
 
 
-def _read_name(fd: int, offset: int, length: int) -> _Facts:
-    name = os.pread(fd, length, offset) if length <= _MAX_NAME and offset <= _MAX_SIZE else b""
+def _read_name(fd: int, size: int, offset: int, length: int) -> _Facts:
+    name = _read_at(fd, size, offset, length) if length <= _MAX_NAME else b""
     if len(name) < length or b"\0" in name:
         return {"problem": "the name of its backing file is malformed"}
     return {"backing_file": os.fsdecode(name) or None}
@@ -92,8 +97,8 @@ def _read_name(fd: int, offset: int, length: int) -> _Facts:
 def _read_vmdk4(fd: int, head: bytes, size: int) -> _Facts:
     capacity, _grain, descriptor, _length = struct.unpack_from("<QQQQ", head, 12)
     facts: _Facts = {"capacity": capacity * _SECTOR}
-    if 0 < descriptor <= _MAX_SIZE // _SECTOR:
-        facts.update(_find_vmdk_parent(os.pread(fd, _VMDK_DESCRIPTOR_BYTES, descriptor * _SECTOR)))
+    if descriptor:
+        facts.update(_find_vmdk_parent(_read_at(fd, size, descriptor * _SECTOR, _VMDK_DESCRIPTOR_BYTES)))
     return facts
 
 
@@ -126,12 +131,12 @@ def _read_vpc(fd: int, head: bytes, size: int) -> _Facts:
 
 
 def _read_vhdx(fd: int, head: bytes, size: int) -> _Facts:
-    regions = os.pread(fd, _VHDX_TABLE_BYTES, _VHDX_REGION_TABLE)
+    regions = _read_at(fd, size, _VHDX_REGION_TABLE, _VHDX_TABLE_BYTES)
     offset = _find_vhdx_entry(regions, b"regi", 16, 8, _VHDX_METADATA_REGION, "<Q")
-    if offset is not None and offset <= _MAX_SIZE - _VHDX_TABLE_BYTES:
-        metadata = os.pread(fd, _VHDX_TABLE_BYTES, offset)
+    if offset is not None:
+        metadata = _read_at(fd, size, offset, _VHDX_TABLE_BYTES)
         place = _find_vhdx_entry(metadata, b"metadata", 32, 10, _VHDX_DISK_SIZE, "<I")
-        value = os.pread(fd, 8, offset + place) if place is not None else b""
+        value = _read_at(fd, size, offset + place, 8) if place is not None else b""
         if len(value) == 8:
             return {"capacity": int.from_bytes(value, "little")}
     return {"capacity": 0, "problem": "its header is malformed"}

@@ -88,6 +88,15 @@ def test_anything_behind_a_magic(magic: bytes, content: bytes) -> None:
     read(magic + content)
 
 
+@settings(max_examples=400, deadline=None, derandomize=True, database=None)
+@given(magic=st.sampled_from(MAGICS), order=st.sampled_from("<>"), numbers=st.lists(EDGES_64, max_size=60))
+def test_numbers_behind_a_magic(magic: bytes, order: str, numbers: list[int]) -> None:
+    # Four more bytes move the numbers onto fields that begin at odd multiples of four.
+    for shift in (0, 4):
+        content = magic.ljust(-(-len(magic) // 8) * 8 + shift, b"\0")
+        read(content + struct.pack(f"{order}{len(numbers)}Q", *numbers))
+
+
 @settings(max_examples=800, deadline=None, derandomize=True, database=None)
 @given(
     version=st.sampled_from([2, 3, 3, 3]),

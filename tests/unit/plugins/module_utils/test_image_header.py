@@ -629,6 +629,18 @@ def test_images_cut_at_any_byte(tmp_path: Path, options: str) -> None:
         assert length < 8 or (header.problem is None) == (length > 196608), length
 
 
+@pytest.mark.parametrize("far_away", [2**63 - 1, 2**63, 2**64 - 1, 2**55 - 1])
+def test_offsets_that_no_file_can_have(tmp_path: Path, far_away: int) -> None:
+    image = tmp_path / "i"
+    image.write_bytes(b"QFI\xfb\0\0\0\1" + far(far_away) + be(4, 10) + bytes(600))
+    assert read(image).problem is not None
+    image.write_bytes(b"KDMV" + struct.pack("<IIQQQ", 1, 3, 2048, 128, far_away) + bytes(600))
+    assert read(image).capacity == MIB
+    vhdx = create(tmp_path / "v", fmt="vhdx")
+    at = vhdx.read_bytes().index(bytes.fromhex("06a27c8b90479a4bb8fe575f050f886e")) + 16
+    assert read(patch(vhdx, at, struct.pack("<Q", far_away))).problem is not None
+
+
 @pytest.mark.parametrize("fmt", ["qcow", "qed", "vmdk", "vdi", "vpc", "vhdx", "parallels"])
 def test_foreign_images_cut_or_flipped_never_raise(tmp_path: Path, fmt: str) -> None:
     content = create(tmp_path / "i", fmt=fmt).read_bytes()

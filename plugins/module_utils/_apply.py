@@ -1,0 +1,269 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Carries out a plan's steps, in order, each whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from . import _directory, _locks, _staging, _xml
+from ._errors import StorageError, ToolFailed, UnsafeImage, Unsupported, VolumeMismatch
+from ._grow import grow
+from ._image_header import read_header
+from ._inventory import Host
+from ._model import Pool
+from ._plan import CopyImage, CreateBlank, CreateOverlay, Delete, Facts, Grow, Plan, Rights, Step, refuse_harm
+from ._qemu_img import QemuImg
+
+#: An empty image up to this many bytes is made once per call and then written again for each name that wants the same.
+_PATTERN_LIMIT = 4 << 20
+
+
+@dataclass
+class Worker:
+    """The hands: a host and its tools, for the steps of one call."""
+
+    host: Host
+    qemu_img: QemuImg
+    _patterns: dict[tuple[object, ...], bytes] = field(default_factory=dict)
+
+    def carry_out(self, plan: Plan) -> None:
+        """Do all steps in order; on a failure the error's facts name what is done and what isn't."""
+        done: list[Step] = []
+        steps = plan.steps
+        touched: dict[str, Pool] = {}
+        try:
+            for pool in {step.pool.name: step.pool for step in steps}.values():
+                if pool.stores_files:
+                    self.host.assert_refreshable(pool)
+            with contextlib.ExitStack() as held:
+                self._hold_doomed(steps, held)
+                for step in steps:
+                    if self._do(step):
+                        touched[step.pool.name] = step.pool
+                    done.append(step)
+            self._tell_libvirt(touched)
+        except StorageError as error:
+            if done:
+                with contextlib.suppress(StorageError):  # the first failure is the one to report
+                    self._tell_libvirt(touched)
+            error.facts.setdefault("changed", bool(done))
+            error.facts.setdefault("actions", [step.text for step in done])
+            error.facts.setdefault("done", [step.name for step in done])
+            error.facts.setdefault("not_done", [step.name for step in steps[len(done) :]])
+            raise
+
+    def _tell_libvirt(self, pools: dict[str, Pool]) -> None:
+        for pool in pools.values():
+            self.host.tell_libvirt(pool)
+        self.host.forget()
+
+    def _do(self, step: Step) -> bool:
+        """Carry out one step; whether libvirt has still to be told."""
+        if isinstance(step, Delete):
+            return self._delete(step)
+        if isinstance(step, Grow):
+            grow(self.host.connection, self.qemu_img, step)
+            return True
+        if not step.pool.stores_files:
+            return self._create_through_libvirt(step)
+        if isinstance(step, CreateBlank):
+            self._create_blank(step)
+        elif isinstance(step, CreateOverlay):
+            self._create_overlay(step)
+        else:
+            self._copy(step)
+        return True
+
+    # -- create ------------------------------------------------------------------------------------
+
+    def _create_blank(self, step: CreateBlank) -> None:
+        with _staging.stage(_directory_of(step)) as staged:
+            if step.format == "raw" and step.preallocation in ("off", "falloc"):
+                with _staging.explained(f"reserve {step.capacity} bytes for volume {step.name!r}"):
+                    if step.preallocation == "falloc":
+                        os.posix_fallocate(staged.fd, 0, step.capacity)
+                    else:
+                        os.ftruncate(staged.fd, step.capacity)
+            else:
+                options = {"preallocation": step.preallocation}
+                if step.format == "qcow2":
+                    options.update(_qcow2_options(step.cluster_size))
+                self._write_empty(staged, image_format=step.format, capacity=step.capacity, options=options)
+            _publish(staged, step)
+
+    def _create_overlay(self, step: CreateOverlay) -> None:
+        what = f"create volume {step.name!r} on {step.source.label}"
+        with _held_source(step.source.path, what), _staging.stage(_directory_of(step)) as staged:
+            self._write_empty(
+                staged,
+                image_format="qcow2",
+                capacity=step.capacity,
+                options=_qcow2_options(step.cluster_size),
+                backing=(step.source.path, step.source.format),
+            )
+            _publish(staged, step)
+
+    def _write_empty(
+        self,
+        staged: _staging.Staged,
+        *,
+        image_format: str,
+        capacity: int,
+        options: dict[str, str],
+        backing: tuple[str, str] | None = None,
+    ) -> None:
+        key = (image_format, capacity, tuple(sorted(options.items())), backing)
+        pattern = self._patterns.get(key)
+        if pattern is not None:
+            with _staging.explained("write the image"):
+                os.ftruncate(staged.fd, len(pattern))
+                os.pwrite(staged.fd, pattern, 0)
+            return
+        self.qemu_img.create(
+            path=staged.path,
+            image_format=image_format,
+            capacity=capacity,
+            options=options,
+            backing=backing,
+            pass_fds=(staged.fd,),
+        )
+        size = os.fstat(staged.fd).st_size
+        if size <= _PATTERN_LIMIT and options.get("preallocation", "off") == "off":
+            self._patterns[key] = os.pread(staged.fd, size, 0)
+
+    def _copy(self, step: CopyImage) -> None:
+        source = step.source
+        what = f"create volume {step.name!r} from {source.label}"
+        # A live image can't be held against its own domain; its frozen snapshot is looked at again after the copy.
+        holding = contextlib.nullcontext() if source.shared else _held_source(source.path, what)
+        with holding, _staging.stage(_directory_of(step)) as staged:
+            options = {"preallocation": step.preallocation}
+            if step.format == "qcow2":
+                options.update(_qcow2_options(step.cluster_size))
+            self.qemu_img.convert(
+                source=source.path,
+                source_format=source.format,
+                snapshot=source.snapshot,
+                shared=source.shared,
+                target=staged.path,
+                target_format=step.format,
+                options=options,
+                direct=_staging.supports_direct(staged),
+                pass_fds=(staged.fd,),
+            )
+            self._set_capacity(staged, step)
+            _assert_snapshot_stands(step)
+            _publish(staged, step)
+
+    def _set_capacity(self, staged: _staging.Staged, step: CopyImage) -> None:
+        """Bring the copy to the size asked for: larger on demand, smaller where the snapshot was smaller than its image."""
+        copied = read_header(staged.fd).capacity if step.format == "qcow2" else os.fstat(staged.fd).st_size
+        if copied != step.capacity:
+            self.qemu_img.resize(
+                path=staged.path,
+                image_format=step.format,
+                capacity=step.capacity,
+                preallocation=step.preallocation if step.capacity > copied and step.preallocation != "metadata" else "off",
+                shrink=step.capacity < copied,
+                pass_fds=(staged.fd,),
+            )
+        made = read_header(staged.fd).capacity if step.format == "qcow2" else os.fstat(staged.fd).st_size
+        if made != step.capacity:
+            raise ToolFailed(f"The copy of {step.source.label} has {made} bytes instead of {step.capacity}; it was dropped.")
+
+    def _create_through_libvirt(self, step: Step) -> bool:
+        if not isinstance(step, CreateBlank):
+            raise Unsupported(
+                f"Pool {step.pool.name!r} (type {step.pool.type}) holds no image files; only blank volumes can be created "
+                "there so far. Choose a pool that is a directory."
+            )
+        reserved = step.capacity if step.preallocation != "off" else 0
+        document = _xml.build_volume(
+            name=step.name, capacity=step.capacity, allocation=reserved, format=None if step.format == "raw" else step.format
+        )
+        self.host.connection.create_volume(step.pool, document)
+        return False
+
+    # -- delete ------------------------------------------------------------------------------------
+
+    def _hold_doomed(self, steps: tuple[Step, ...], held: contextlib.ExitStack) -> None:
+        """Lock the images to be deleted, then look once more who uses them: between the plan and now a domain may have come."""
+        doomed = [step for step in steps if isinstance(step, Delete)]
+        for step in doomed:
+            if step.type == "file" and os.path.isfile(step.path):
+                with _staging.explained(f"open volume {step.name!r} of pool {step.pool.name!r}"):
+                    held.enter_context(_locks.hold_image(step.path, exclusive=True, what=f"delete volume {step.name!r}"))
+        if doomed:
+            self.host.forget()
+        going: list[tuple[str, str]] = []
+        for step in doomed:
+            image = self.host.image(step.pool, step.name)
+            if image is not None:
+                refuse_harm(volume=self.host.describe(image), facts=Facts(), going=going)
+            going.append((step.pool.name, step.name))
+
+    def _delete(self, step: Delete) -> bool:
+        if step.wipe and step.type == "file" and not os.path.islink(step.path):
+            hidden, fd = _staging.hide_for_wiping(os.path.dirname(step.path), step.name)
+            try:
+                _staging.wipe_and_remove(hidden, fd)
+            finally:
+                os.close(fd)
+            return True
+        if step.wipe and step.type != "file":
+            self.host.connection.wipe_volume(step.pool, step.name)
+        known = self.host.connection.delete_volume(step.pool, step.name)
+        if not known and step.type == "file":
+            with _staging.explained(f"delete volume {step.name!r} of pool {step.pool.name!r}"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(step.path)
+        if step.pool.stores_files:
+            _staging.sync_directory(os.path.dirname(step.path))
+        return False
+
+
+def _publish(staged: _staging.Staged, step: CreateBlank | CreateOverlay | CopyImage) -> None:
+    rights: Rights = step.rights
+    ownership = _staging.Ownership(rights.uid, rights.gid, rights.mode)
+    _staging.publish(staged, step.name, ownership=ownership, image_format=step.format)
+
+
+def _directory_of(step: Step) -> str:
+    if step.pool.path is None:
+        raise Unsupported(f"Pool {step.pool.name!r} has no directory.")
+    return step.pool.path
+
+
+def _qcow2_options(cluster_size: int | None) -> dict[str, str]:
+    options = {"compat": "1.1"}
+    if cluster_size is not None:
+        options["cluster_size"] = str(cluster_size)
+    return options
+
+
+@contextlib.contextmanager
+def _held_source(path: str, what: str) -> Iterator[None]:
+    """Keep an image from being changed or deleted while something is made from it."""
+    with contextlib.ExitStack() as stack:
+        with _staging.explained(what):
+            before = _directory.identify(path)
+            stack.enter_context(_locks.hold_image(path, exclusive=False, what=what))
+            if _directory.identify_loosely(path) != before:
+                raise VolumeMismatch(f"Cannot {what}: {path!r} was exchanged meanwhile. Run again.")
+        yield
+
+
+def _assert_snapshot_stands(step: CopyImage) -> None:
+    """A snapshot that was deleted or replaced during the copy may have given its clusters to new data."""
+    if step.source.snapshot is None:
+        return
+    facts = _directory.look_at(step.source.path)
+    entries = facts.header.snapshots if facts is not None and facts.header is not None else ()
+    if not any((entry.id, entry.name) == step.source.snapshot for entry in entries):
+        raise UnsafeImage(f"The {step.source.label} went away while it was copied, so the copy was dropped. Run again.")

@@ -1,0 +1,114 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Backing chains: from an image's header down to its base, whatever the headers say.
+
+A chain is walked by device and inode, with bounded depth, and before any tool sees it: an image that names
+itself, a FIFO, a file of /proc or a network protocol ends the walk with a sentence that says so.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from . import _directory
+from ._image_header import ImageHeader
+from ._model import Ident
+
+#: libvirt's own limit (VIR_STORAGE_MAX_CHAIN_DEPTH).
+MAX_DEPTH = 200
+# A colon before the first slash makes QEMU read a protocol, for example nbd: or json: (path_has_protocol in block.c).
+_PROTOCOL = re.compile(r"[^/]*:")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One image below another: the path as its overlay leads to it, and what lies there."""
+
+    path: str
+    ident: Ident
+    format: str | None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The layers from the direct backing to the base; ``trouble`` says why the walk had to stop, if it had to."""
+
+    layers: tuple[Layer, ...] = ()
+    trouble: str | None = None
+
+
+class ChainReader:
+    """Walks chains, and remembers each path that it has looked at."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, bool], _directory.FileFacts | None] = {}
+
+    def below(self, path: str, header: ImageHeader, ident: Ident | None = None) -> Chain:
+        """The chain below an image whose format is settled and whose header is this one."""
+        layers: list[Layer] = []
+        visited = {ident if ident is not None else _directory.identify_loosely(path)}
+        while True:
+            if header.data_file is not None:
+                return Chain(tuple(layers), f"{path!r} keeps its data in another file ({header.data_file!r})")
+            if header.problem is not None:
+                return Chain(tuple(layers), f"{path!r} has a header that can't be trusted: {header.problem}")
+            if header.backing_file is None:
+                return Chain(tuple(layers))
+            stored, stated = header.backing_file, header.backing_format
+            if _PROTOCOL.match(stored):
+                return Chain(tuple(layers), f"{path!r} names a backing file by protocol ({stored!r})")
+            path = _join(os.path.dirname(path), stored)
+            facts = self._look(path, stated == "raw")
+            if facts is None:
+                layers.append(Layer(path, ("path", path, ""), stated))
+                return Chain(tuple(layers), f"the backing file {path!r} is not there")
+            trouble = _trouble_of(facts, stated)
+            fmt = facts.header.format if facts.header is not None else stated
+            if facts.ident in visited:
+                return Chain(tuple(layers), f"the backing chain runs in a circle: it comes back to {path!r}")
+            visited.add(facts.ident)
+            layers.append(Layer(path, facts.ident, fmt))
+            if trouble is not None or facts.header is None:
+                return Chain(tuple(layers), trouble or f"the backing file {path!r} can't be read")
+            if len(layers) > MAX_DEPTH:
+                return Chain(tuple(layers), f"the backing chain has more than {MAX_DEPTH} layers")
+            header = facts.header
+
+    def _look(self, path: str, known_raw: bool) -> _directory.FileFacts | None:
+        key = (path, known_raw)
+        if key not in self._seen:
+            self._seen[key] = None if _directory.is_pseudo(path) else _directory.look_at(path, known_raw=known_raw)
+        return self._seen[key]
+
+
+def may_hang_a_reader(directory: str, stored: str) -> str | None:
+    """Why reading a stored backing file name might never end (libvirt's pool refresh would), or ``None``."""
+    if not stored or _PROTOCOL.match(stored):
+        return None
+    path = _join(directory, stored)
+    if _directory.is_pseudo(path):
+        return f"{path!r} lies on a file system that the kernel makes up"
+    facts = _directory.look_at(path, known_raw=True)
+    if facts is not None and facts.kind == "other":
+        return f"{path!r} is a device or pipe"
+    return None
+
+
+def _join(directory: str, stored: str) -> str:
+    """The path that QEMU would open for a stored name: relative names start at the overlay's directory."""
+    path = os.path.join(directory, stored)
+    return os.path.realpath(path) if re.search(r"//|/\.\.?(/|$)", path) and "\0" not in path else path
+
+
+def _trouble_of(facts: _directory.FileFacts, stated: str | None) -> str | None:
+    if facts.kind not in ("file", "block"):
+        return f"the backing file {facts.path!r} is neither a file nor a block device"
+    if facts.trouble is not None or facts.header is None:
+        return f"the backing file {facts.path!r} {facts.trouble or 'has no header'}"
+    if stated is not None and stated != facts.header.format:
+        return f"the backing file {facts.path!r} should be {stated}, but its content is {facts.header.format}"
+    return None

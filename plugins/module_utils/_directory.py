@@ -1,0 +1,191 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What lies in a pool's directory, read straight from it: one open and one small read per file.
+
+Nothing here follows a path that somebody else wrote without looking at what it leads to first: FIFOs,
+character devices and directories are never opened, symbolic links only after their target was looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from dataclasses import dataclass
+
+from ._image_header import ImageHeader, raw_header, read_header
+from ._model import Ident
+from ._names import STAGING_PREFIX
+
+#: Remembers the format that the caller asked for, where no guest can write: beside the content, not in it.
+FORMAT_MARK = "user.hypervisor.storage.format"
+
+_PSEUDO_FILE_SYSTEMS = frozenset(
+    "autofs bpf cgroup cgroup2 configfs debugfs devpts efivarfs fusectl mqueue nsfs proc pstore "
+    "rpc_pipefs securityfs selinuxfs sysfs tracefs".split()
+)
+_OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """One file or block device: identity, sizes in bytes, header, and the format mark if it has one.
+
+    ``header`` is ``None`` for what isn't an image's home (directories, FIFOs, devices other than block) and
+    for files that can't be opened; ``trouble`` then says why.
+    """
+
+    name: str
+    path: str
+    ident: Ident
+    is_link: bool
+    kind: str  # file | block | directory | other
+    size: int
+    allocation: int
+    header: ImageHeader | None
+    mark: str | None
+    trouble: str | None = None
+
+
+def identify(path: str) -> Ident:
+    """The identity of what a path leads to, by device and inode; raises OSError when nothing is there."""
+    return _ident_of(os.stat(path))
+
+
+def identify_loosely(path: str) -> Ident:
+    """Like identify(), with the normalised path as identity when nothing is there to be looked at."""
+    try:
+        return identify(path)
+    except (OSError, ValueError):
+        return ("path", os.path.realpath(path) if "\0" not in path else path, "")
+
+
+def scan_directory(path: str) -> list[FileFacts]:
+    """Facts of all that lies in a pool's directory, but our own staging files; raises OSError."""
+    facts = []
+    with os.scandir(path) as entries:
+        names = [entry.name for entry in entries]
+    for name in names:
+        if name.startswith(STAGING_PREFIX):
+            continue
+        found = look_at(os.path.join(path, name))
+        if found is not None:
+            facts.append(found)
+    return facts
+
+
+def look_at(path: str, *, known_raw: bool = False) -> FileFacts | None:
+    """Facts of one file; ``None`` when it isn't there (or is a link to nothing). Never raises for what it finds."""
+    try:
+        here = os.lstat(path)
+        is_link = stat.S_ISLNK(here.st_mode)
+        found = os.stat(path) if is_link else here
+    except (OSError, ValueError):
+        return None
+    kind = _kind_of(found)
+    header: ImageHeader | None = None
+    mark: str | None = None
+    trouble: str | None = None
+    size = found.st_size
+    if kind in ("file", "block"):
+        try:
+            fd = os.open(path, _OPEN_FLAGS | (0 if is_link else os.O_NOFOLLOW))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            trouble = f"cannot be opened: {error.strerror}"
+        else:
+            try:
+                opened = os.fstat(fd)
+                if _ident_of(opened) != _ident_of(found):  # exchanged between the two calls
+                    trouble = "was exchanged while it was looked at"
+                else:
+                    size = opened.st_size if kind == "file" else os.lseek(fd, 0, os.SEEK_END)
+                    mark = _read_mark(fd)
+                    header = raw_header(size) if known_raw else read_header(fd)
+            except OSError as error:
+                trouble = f"cannot be read: {error.strerror}"
+            finally:
+                os.close(fd)
+    return FileFacts(
+        name=os.path.basename(path),
+        path=path,
+        ident=_ident_of(found),
+        is_link=is_link,
+        kind=kind,
+        size=size,
+        allocation=found.st_blocks * 512 if kind == "file" else size,
+        header=header,
+        mark=mark,
+        trouble=trouble,
+    )
+
+
+def is_pseudo(path: str) -> bool:
+    """Whether a path lies on a kernel-made file system (/proc, /sys, ...), where a read may never end."""
+    try:
+        device = os.stat(path).st_dev
+    except (OSError, ValueError):
+        return False
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+        for line in mounts:
+            fields, _sep, rest = line.partition(" - ")
+            major, _colon, minor = fields.split()[2].partition(":")
+            if os.makedev(int(major), int(minor)) == device and rest.split()[0] in _PSEUDO_FILE_SYSTEMS:
+                return True
+    return False
+
+
+def free_bytes(path: str) -> int:
+    """Bytes that this process may still write to the file system of ``path``; raises OSError."""
+    facts = os.statvfs(path)
+    return facts.f_frsize * (facts.f_bfree if os.geteuid() == 0 else facts.f_bavail)
+
+
+def usage_bytes(path: str) -> tuple[int, int, int]:
+    """Capacity, allocation and available bytes of a directory's file system, as libvirt counts them."""
+    facts = os.statvfs(path)
+    capacity, available = facts.f_frsize * facts.f_blocks, facts.f_frsize * facts.f_bfree
+    return capacity, capacity - available, available
+
+
+def write_mark(fd: int, image_format: str) -> None:
+    """Remember an image's format beside its content, where the file system can (extended attributes)."""
+    with contextlib.suppress(OSError):
+        os.setxattr(fd, FORMAT_MARK, image_format.encode())
+
+
+def loop_devices_on(ident: Ident) -> list[str]:
+    """The loop devices of this host that have a file as their store (they take no image lock)."""
+    found = []
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/sys/block"):
+            if not name.startswith("loop"):
+                continue
+            with contextlib.suppress(OSError), open(f"/sys/block/{name}/loop/backing_file", encoding="utf-8") as source:
+                if identify(source.read().rstrip("\n")) == ident:
+                    found.append(f"/dev/{name}")
+    return found
+
+
+def _read_mark(fd: int) -> str | None:
+    try:
+        return os.getxattr(fd, FORMAT_MARK).decode("ascii", "replace")
+    except OSError:
+        return None
+
+
+def _ident_of(found: os.stat_result) -> Ident:
+    if stat.S_ISBLK(found.st_mode):
+        return ("block", found.st_rdev, 0)
+    return ("file", found.st_dev, found.st_ino)
+
+
+def _kind_of(found: os.stat_result) -> str:
+    if stat.S_ISREG(found.st_mode):
+        return "file"
+    if stat.S_ISBLK(found.st_mode):
+        return "block"
+    return "directory" if stat.S_ISDIR(found.st_mode) else "other"

@@ -1,0 +1,180 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Growing a volume: one code for ``volume`` and ``volume_resize``, online and offline."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+
+from . import _locks, _staging
+from ._errors import InsufficientSpace, ShrinkRefused, ToolFailed, Unsupported
+from ._image_header import read_header
+from ._libvirt import Connection
+from ._plan import Grow
+from ._qemu_img import QemuImg
+
+_KEEP_SIZE = 0x01  # FALLOC_FL_KEEP_SIZE, fallocate(2)
+
+
+def grow(connection: Connection, qemu_img: QemuImg, step: Grow) -> None:
+    """Make a volume larger, and look afterwards whether it is; raises our errors only.
+
+    The size on disk is read right before: libvirt's cached one may be smaller than the file, and resizing by it
+    would truncate (virStorageVolResize compares with its cache).
+    """
+    if step.online:
+        _grow_online(connection, step)
+    elif not step.pool.stores_files:
+        _grow_through_libvirt(connection, step)
+    elif step.format == "raw":
+        _grow_raw_file(step)
+    else:
+        _assert_grows(step)
+        qemu_img.resize(
+            path=step.path, image_format=step.format, capacity=step.capacity, preallocation=step.preallocation
+        )
+        _sync(step.path)
+    _assert_grown(connection, step)
+
+
+def _grow_online(connection: Connection, step: Grow) -> None:
+    _assert_grows(step)
+    with contextlib.ExitStack() as undo:
+        if step.format == "raw" and step.preallocation != "off" and os.path.isfile(step.path):
+            _reserve(step, undo)
+        for use in step.online:
+            if use.target is not None:
+                connection.block_resize(domain_uuid=use.domain_uuid, target=use.target, capacity=step.capacity)
+        undo.pop_all()
+
+
+def _reserve(step: Grow, undo: contextlib.ExitStack) -> None:
+    """Reserve the added space behind the file's end, where QEMU doesn't see it before the resize."""
+    with _staging.explained(f"reserve space for volume {step.name!r}"):
+        fd = os.open(step.path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        size = os.fstat(fd).st_size
+        # The guest writes below the end only, so what lies behind it is ours to give back.
+        undo.callback(_give_back, step.path, size)
+        _allocate(fd, size, step.capacity - size, keep_size=True, step=step)
+    finally:
+        os.close(fd)
+
+
+def _give_back(path: str, size: int) -> None:
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            if os.fstat(fd).st_size == size:
+                os.ftruncate(fd, size)
+        finally:
+            os.close(fd)
+
+
+def _grow_raw_file(step: Grow) -> None:
+    with _staging.explained(f"grow volume {step.name!r}"):
+        fd = os.open(step.path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        with _staging.explained(f"grow volume {step.name!r}"), _locks.hold_image(
+            step.path, exclusive=True, what=f"grow volume {step.name!r}"
+        ):
+            size = os.fstat(fd).st_size
+            if size > step.capacity:
+                raise _shrinks(step, size)
+            if step.preallocation == "off":
+                os.ftruncate(fd, step.capacity)
+            else:
+                try:
+                    _allocate(fd, size, step.capacity - size, keep_size=False, step=step)
+                except InsufficientSpace:
+                    os.ftruncate(fd, size)
+                    raise
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _allocate(fd: int, start: int, length: int, *, keep_size: bool, step: Grow) -> None:
+    """fallocate(2); where the file system can't, only posix_fallocate's slower way is left."""
+    if length <= 0:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    call = libc.fallocate64 if hasattr(libc, "fallocate64") else libc.fallocate
+    call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    if call(fd, _KEEP_SIZE if keep_size else 0, start, length) == 0:
+        return
+    number = ctypes.get_errno()
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        facts = os.fstatvfs(fd)
+        available = facts.f_frsize * facts.f_bfree
+        raise InsufficientSpace(
+            f"Volume {step.name!r} in pool {step.pool.name!r} can't grow: {length} bytes more are needed, {available} bytes are "
+            "free. Its size and content are as before. Free space and run again, or use preallocation: off.",
+            required=length,
+            available=available,
+        )
+    if number in (errno.EOPNOTSUPP, errno.ENOSYS):
+        if not keep_size:
+            os.posix_fallocate(fd, start, length)
+        return
+    raise OSError(number, os.strerror(number))
+
+
+def _grow_through_libvirt(connection: Connection, step: Grow) -> None:
+    if step.pool.type in ("logical", "zfs"):
+        raise Unsupported(
+            f"Pool {step.pool.name!r} is of type {step.pool.type}, whose volumes libvirt can't resize. Grow it with "
+            f"{'lvextend' if step.pool.type == 'logical' else 'zfs set volsize'} and refresh the pool."
+        )
+    connection.resize_volume(step.pool, step.name, step.capacity)
+
+
+def _assert_grows(step: Grow) -> None:
+    size = _capacity_on_disk(step)
+    if size is not None and size > step.capacity:
+        raise _shrinks(step, size)
+
+
+def _assert_grown(connection: Connection, step: Grow) -> None:
+    size = _capacity_on_disk(step)
+    if size is not None and size < step.capacity:
+        raise ToolFailed(f"Volume {step.name!r} should have {step.capacity} bytes now, but has {size}.")
+    for use in step.online:
+        if use.target is not None:
+            seen = connection.block_capacity(domain_uuid=use.domain_uuid, target=use.target)
+            if seen < step.capacity:
+                raise ToolFailed(
+                    f"Domain {use.domain!r} still sees {seen} bytes of {step.name!r} on {use.target}, not {step.capacity}."
+                )
+
+
+def _capacity_on_disk(step: Grow) -> int | None:
+    if not os.path.isfile(step.path):
+        return None
+    with _staging.explained(f"look at volume {step.name!r}"):
+        fd = os.open(step.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return os.fstat(fd).st_size if step.format == "raw" else read_header(fd).capacity
+        finally:
+            os.close(fd)
+
+
+def _sync(path: str) -> None:
+    with _staging.explained(f"sync {path!r}"):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _shrinks(step: Grow, size: int) -> ShrinkRefused:
+    return ShrinkRefused(
+        f"Volume {step.name!r} has {size} bytes on disk by now, more than the {step.capacity} asked for; nothing was changed.",
+        required=size,
+    )

@@ -1,0 +1,400 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is there: pools, volumes, chains, attachments and dependents of one host, looked up once per call.
+
+For pools made of files the directory itself is the truth, so that nothing depends on how stale libvirt's
+view is; for the others libvirt is asked.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from . import _chains, _directory, _domains, _formats, _xml
+from ._errors import Unsupported, UnsafeImage
+from ._image_header import ImageHeader, SnapshotEntry, raw_header
+from ._libvirt import Connection
+from ._model import Attachment, Backing, Dependent, Ident, Pool, Snapshot, Volume
+from ._names import STAGING_PREFIX, volume_uuid
+
+NOT_AN_IMAGE = "it is neither a file nor a block device"
+
+
+@dataclass(frozen=True)
+class Image:
+    """A volume or file as the collection is going to treat it: facts, settled format, chain below."""
+
+    name: str
+    path: str
+    ident: Ident
+    pool: Pool | None
+    type: str
+    format: str
+    capacity: int
+    allocation: int
+    header: ImageHeader
+    chain: _chains.Chain
+    is_link: bool
+    distrust: str | None  # why its content must not be read as an image
+
+    @property
+    def backing(self) -> _chains.Layer | None:
+        return self.chain.layers[0] if self.chain.layers else None
+
+
+@dataclass
+class Host:
+    """One hypervisor during one call; everything is looked up when first needed, and kept until forget()."""
+
+    connection: Connection
+    _pools: list[Pool] | None = None
+    _domains: _domains.DomainMap | None = None
+    _scans: dict[str, list[_directory.FileFacts]] = field(default_factory=dict)
+    _children: dict[Ident, list[tuple[Ident, Dependent | None]]] | None = None
+    _homes: dict[Ident, tuple[Pool, str]] | None = None
+    _reader: _chains.ChainReader = field(default_factory=_chains.ChainReader)
+
+    def forget(self) -> None:
+        """Drop what was seen, after a change or a wait."""
+        self._pools = self._domains = self._children = self._homes = None
+        self._scans.clear()
+        self._reader = _chains.ChainReader()
+
+    def pools(self) -> list[Pool]:
+        """All active pools, sorted by name."""
+        if self._pools is None:
+            self._pools = self.connection.active_pools()
+        return self._pools
+
+    def pool(self, name: str) -> Pool:
+        """An active pool; raises PoolNotFound, PoolInactive, or Unsupported when its files aren't within reach."""
+        pool = next((pool for pool in self.pools() if pool.name == name), None) or self.connection.pool(name)
+        self.assert_within_reach(pool)
+        return pool
+
+    def assert_within_reach(self, pool: Pool) -> None:
+        """Make sure that a pool's directory can be read here; raises Unsupported."""
+        if not pool.stores_files or pool.path is None:
+            return
+        try:
+            os.scandir(pool.path).close()
+        except OSError as error:
+            raise Unsupported(
+                f"The directory {pool.path!r} of pool {pool.name!r} can't be read: {error.strerror}. "
+                "Run the task on the hypervisor itself, as a user who may read the pool (become: true).",
+                pool=pool.name,
+            ) from error
+
+    def assert_local(self) -> None:
+        """Refuse to work on files of a daemon that may run elsewhere; raises Unsupported."""
+        if self.connection.is_remote():
+            raise Unsupported(
+                f"The uri {self.connection.uri!r} leads over the network, but volumes are made and checked on the "
+                "hypervisor itself. Run the task on the hypervisor (in inventory, or with delegate_to) with a local uri "
+                "such as qemu:///system."
+            )
+
+    def free_bytes(self, pool: Pool) -> int:
+        """Bytes that can still be written to a pool."""
+        if pool.stores_files and pool.path is not None:
+            return _directory.free_bytes(pool.path)
+        return pool.available
+
+    def described_pool(self, pool: Pool) -> Pool:
+        """The pool with the sizes of now."""
+        if not pool.stores_files or pool.path is None:
+            return pool
+        try:
+            capacity, allocation, available = _directory.usage_bytes(pool.path)
+        except OSError:
+            return pool
+        return Pool(pool.name, pool.uuid, pool.type, pool.path, pool.active, capacity, allocation, available)
+
+    # -- images ------------------------------------------------------------------------------------
+
+    def image(self, pool: Pool, name: str) -> Image | None:
+        """A pool's volume by name, or ``None``."""
+        if pool.stores_files and pool.path is not None:
+            facts = _directory.look_at(os.path.join(pool.path, name))
+            return self._image_of(facts, pool) if facts is not None else None
+        definition = self.connection.volume(pool, name)
+        return self._image_of_definition(definition, pool) if definition is not None else None
+
+    def images(self, pool: Pool) -> list[Image]:
+        """All volumes of a pool that are disk images, sorted by name."""
+        if not pool.stores_files:
+            found = [self._image_of_definition(definition, pool) for definition in self.connection.volumes(pool)]
+        else:
+            found = [
+                self._image_of(facts, pool)
+                for facts in self.scan(pool)
+                if facts.kind in ("file", "block") and _is_text(facts.name)
+            ]
+        return sorted(found, key=lambda image: image.name)
+
+    def image_at(self, path: str) -> Image | None:
+        """The image at an absolute path: a pool's volume where one lies there, else the bare file."""
+        facts = _directory.look_at(path)
+        if facts is None:
+            return None
+        home = self.home(facts.ident)
+        if home is not None:
+            pool, name = home
+            return self.image(pool, name)
+        return self._image_of(facts, None)
+
+    def home(self, ident: Ident) -> tuple[Pool, str] | None:
+        """The active pool and volume name under which a piece of storage really lies (links don't count)."""
+        if self._homes is None:
+            self._homes = {}
+            for pool in self.pools():
+                if pool.stores_files:
+                    for facts in self.scan(pool):
+                        if not facts.is_link:
+                            self._homes.setdefault(facts.ident, (pool, facts.name))
+                elif pool.volume_type == "block":
+                    for definition in self.connection.volumes(pool):
+                        self._homes.setdefault(_directory.identify_loosely(definition.path), (pool, definition.name))
+        return self._homes.get(ident)
+
+    def scan(self, pool: Pool) -> list[_directory.FileFacts]:
+        """Facts of all files of a pool's directory; an unreadable directory is empty."""
+        if pool.path is None:
+            return []
+        if pool.path not in self._scans:
+            try:
+                self._scans[pool.path] = _directory.scan_directory(pool.path)
+            except OSError:
+                self._scans[pool.path] = []
+        return self._scans[pool.path]
+
+    def _image_of(self, facts: _directory.FileFacts, pool: Pool | None) -> Image:
+        header = facts.header or raw_header(facts.size)
+        settled = self._settle(facts, pool)
+        if settled.format == "raw":
+            header = raw_header(facts.size)
+        chain = self._reader.below(facts.path, header, facts.ident) if settled.format == "qcow2" else _chains.Chain()
+        distrust = settled.conflict or facts.trouble or header.problem
+        if facts.kind not in ("file", "block"):
+            distrust = NOT_AN_IMAGE
+        return Image(
+            name=facts.name,
+            path=facts.path,
+            ident=facts.ident,
+            pool=pool,
+            type="block" if facts.kind == "block" else "file",
+            format=settled.format,
+            capacity=header.capacity,
+            allocation=facts.allocation,
+            header=header,
+            chain=chain,
+            is_link=facts.is_link,
+            distrust=distrust,
+        )
+
+    def _settle(self, facts: _directory.FileFacts, pool: Pool | None) -> _formats.Settled:
+        probed = facts.header.format if facts.header is not None else "raw"
+        stated = self.domains().formats(facts.ident)
+        defined = None
+        if probed != "raw" and not stated and facts.mark is None and pool is not None and not facts.is_link:
+            # Nobody but libvirt can say whether this was made as what it looks like.
+            definition = self.connection.volume(pool, facts.name)
+            defined = definition.format if definition is not None else None
+        return _formats.settle(probed=probed, stated=stated, marked=facts.mark, defined=defined)
+
+    def _image_of_definition(self, definition: _xml.VolumeDef, pool: Pool) -> Image:
+        header = raw_header(definition.capacity)
+        ident: Ident = ("network", definition.key, "")
+        if pool.volume_type == "block":
+            ident = _directory.identify_loosely(definition.path)
+        layers: tuple[_chains.Layer, ...] = ()
+        if definition.backing_path is not None:
+            below = _directory.identify_loosely(definition.backing_path)
+            layers = (_chains.Layer(definition.backing_path, below, definition.backing_format),)
+        return Image(
+            name=definition.name,
+            path=definition.path,
+            ident=ident,
+            pool=pool,
+            type=pool.volume_type,
+            format=definition.format or "raw",
+            capacity=definition.capacity,
+            allocation=definition.allocation,
+            header=header,
+            chain=_chains.Chain(layers),
+            is_link=False,
+            distrust=None,
+        )
+
+    # -- uses --------------------------------------------------------------------------------------
+
+    def domains(self) -> _domains.DomainMap:
+        """The map of all domains' storage."""
+        if self._domains is None:
+            self._domains = _domains.build(self.connection.domains(), locate=self.locate, below=self._below)
+        return self._domains
+
+    def attachments(self, image: Image) -> tuple[Attachment, ...]:
+        """Every use of an image by a domain of this host."""
+        return self.domains().attachments(image.ident)
+
+    def dependents(self, ident: Ident) -> tuple[Dependent, ...]:
+        """All volumes of active pools whose backing chain includes a piece of storage, sorted."""
+        if self._children is None:
+            self._children = self._map_children()
+        found: dict[tuple[str, str], Dependent] = {}
+        queue, seen = [ident], {ident}
+        while queue:
+            for child, dependent in self._children.get(queue.pop(), ()):
+                if dependent is not None:
+                    found[dependent.pool, dependent.name] = dependent
+                if child not in seen:
+                    seen.add(child)
+                    queue.append(child)
+        return tuple(found[key] for key in sorted(found))
+
+    def _map_children(self) -> dict[Ident, list[tuple[Ident, Dependent | None]]]:
+        children: dict[Ident, list[tuple[Ident, Dependent | None]]] = {}
+        for pool in self.pools():
+            if pool.stores_files:
+                overlays = [
+                    (facts.ident, facts.name, facts.path, self._chain_of(facts))
+                    for facts in self.scan(pool)
+                    if facts.header is not None and facts.header.backing_file is not None and _is_text(facts.name)
+                ]
+            else:
+                overlays = [(i.ident, i.name, i.path, i.chain) for i in self.images(pool) if i.chain.layers]
+            for ident, name, path, chain in overlays:
+                dependent: Dependent | None = Dependent(pool.name, name, path)
+                for layer in chain.layers:
+                    children.setdefault(layer.ident, []).append((ident, dependent))
+        return children
+
+    def _chain_of(self, facts: _directory.FileFacts) -> _chains.Chain:
+        """The chain that a file claims, unless it is known to be raw, so that its claim is a guest's."""
+        header = facts.header
+        if header is None or "raw" in self.domains().formats(facts.ident) or facts.mark == "raw":
+            return _chains.Chain()
+        return self._reader.below(facts.path, header, facts.ident)
+
+    def locate(self, source: _xml.SourceRef) -> tuple[Ident, str] | None:
+        """The storage behind a domain's source, as identity and path; ``None`` where it can't be told."""
+        if source.kind == "volume":
+            pool = next((pool for pool in self.pools() if pool.name == source.pool), None)
+            if pool is None or source.volume is None:
+                return None
+            if pool.stores_files and pool.path is not None:
+                path = os.path.join(pool.path, source.volume)
+                return _directory.identify_loosely(path), path
+            definition = self.connection.volume(pool, source.volume)
+            if definition is None:
+                return None
+            if pool.volume_type == "network":
+                return ("network", definition.key, ""), definition.path
+            return _directory.identify_loosely(definition.path), definition.path
+        if source.path is None:
+            return None
+        if source.kind == "network":
+            return ("network", source.path, ""), source.path
+        return _directory.identify_loosely(source.path), source.path
+
+    def _below(self, path: str, stated: str | None) -> Iterable[Ident]:
+        if stated in (None, "raw"):  # then what the content claims is the guest's word
+            return ()
+        facts = _directory.look_at(path)
+        if facts is None or facts.header is None:
+            return ()
+        return [layer.ident for layer in self._reader.below(path, facts.header, facts.ident).layers]
+
+    # -- what modules return -----------------------------------------------------------------------
+
+    def describe(self, image: Image) -> Volume:
+        """The public description of a pool's volume."""
+        if image.pool is None:
+            raise ValueError(f"{image.path} lies in no pool")
+        return Volume(
+            name=image.name,
+            uuid=volume_uuid(image.pool.uuid, image.name),
+            key=image.path if image.type != "network" else str(image.ident[1]),
+            path=image.path,
+            pool=image.pool.name,
+            type=image.type,
+            format=image.format,
+            capacity=image.capacity,
+            allocation=image.allocation,
+            attachments=self.attachments(image),
+            backing=self._describe_backing(image),
+            dependents=self.dependents(image.ident),
+            snapshots=tuple(describe_snapshot(entry) for entry in image.header.snapshots),
+            encrypted=image.header.encryption is not None or image.format == "luks",
+            cluster_size=image.header.cluster_size,
+            compat=image.header.compat,
+        )
+
+    def _describe_backing(self, image: Image) -> Backing | None:
+        stored = image.header.backing_file
+        direct = image.backing
+        if direct is None:
+            if stored is None:
+                return None
+            return Backing(path=stored, format=image.header.backing_format, name=None, pool=None, chain=(stored,))
+        home = self.home(direct.ident)
+        return Backing(
+            path=direct.path,
+            format=image.header.backing_format or direct.format,
+            name=home[1] if home else None,
+            pool=home[0].name if home else None,
+            chain=tuple(layer.path for layer in image.chain.layers),
+        )
+
+    # -- libvirt's view ----------------------------------------------------------------------------
+
+    def assert_refreshable(self, pool: Pool) -> None:
+        """Refuse to let libvirt read a directory in which a header would make it hang; raises UnsafeImage.
+
+        libvirt opens the backing file that a header names when it refreshes a pool. On a device, a pipe or a
+        file like /proc/kmsg that read never ends, and a restarted daemon hangs again.
+        """
+        for facts in self.scan(pool):
+            stored = facts.header.backing_file if facts.header is not None else None
+            reason = _chains.may_hang_a_reader(os.path.dirname(facts.path), stored) if stored else None
+            if reason is not None:
+                raise UnsafeImage(
+                    f"Volume {facts.name!r} in pool {pool.name!r} names a backing file that would make libvirt hang: "
+                    f"{reason}. Delete that volume or move it out of {pool.path!r}, then run again; nothing was changed.",
+                    volume=facts.name,
+                    path=facts.path,
+                )
+
+    def tell_libvirt(self, pool: Pool) -> None:
+        """Make libvirt's view of a pool agree with what we changed."""
+        self._scans.pop(pool.path or "", None)
+        self.assert_refreshable(pool)
+        self.connection.refresh(pool)
+        self.forget()
+
+
+def describe_snapshot(entry: SnapshotEntry) -> Snapshot:
+    """An internal snapshot in public terms."""
+    moment = datetime.datetime.fromtimestamp(entry.date_sec, datetime.timezone.utc)
+    return Snapshot(
+        name=entry.name,
+        id=entry.id,
+        date=moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        vm_state_size=entry.vm_state_size,
+        disk_size=entry.disk_size,
+    )
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file name can be said in UTF-8, hence in libvirt's XML and in a result."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return not name.startswith(STAGING_PREFIX)

@@ -1,0 +1,331 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The only file that knows libvirt: a connection, and libvirt's errors in this collection's words.
+
+Pools and domains are named by their UUIDs here; libvirt's own objects never leave.
+API: https://libvirt.org/html/libvirt-libvirt-storage.html and libvirt-libvirt-domain.html.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from . import _xml
+from ._errors import ConnectionFailed, LibvirtError, Locked, PoolInactive, PoolNotFound, StorageError
+from ._model import Pool
+
+try:
+    import libvirt
+except ImportError:  # the runner respawns into an interpreter that has it, or says tool_missing
+    libvirt = None
+
+#: How long a pool may be busy with jobs of others before we give up, in seconds.
+BUSY_TIMEOUT = 60.0
+#: How long a remote daemon may take to accept a connection, in seconds.
+CONNECT_TIMEOUT = 10.0
+
+_STATES = ("no state", "running", "running", "paused", "shutdown", "shutoff", "crashed", "pmsuspended")
+
+
+def is_installed() -> bool:
+    """Whether this interpreter has libvirt's Python binding."""
+    return libvirt is not None
+
+
+@dataclass(frozen=True)
+class DomainFacts:
+    """A domain as libvirt knows it: its documents (live and persistent) and its snapshots' documents."""
+
+    name: str
+    uuid: str
+    state: str
+    live_xml: str | None
+    persistent_xml: str | None
+    snapshot_xml: tuple[str, ...]
+
+
+class Connection:
+    """One connection to one hypervisor."""
+
+    def __init__(self, handle: Any, uri: str) -> None:
+        self._handle = handle
+        self.uri = uri
+        self._pools: dict[str, Any] = {}
+
+    def active_pools(self) -> list[Pool]:
+        """All active pools, sorted by name."""
+        with _translate("list the storage pools"):
+            handles = self._handle.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE)
+        pools = []
+        for handle in handles:
+            pool = _gone_is_none(lambda h=handle: self._describe(h, active=True))
+            if pool is not None:
+                pools.append(pool)
+        return sorted(pools, key=lambda pool: pool.name)
+
+    def inactive_pools(self) -> list[str]:
+        """The names of the pools that are defined but not active."""
+        with _translate("list the storage pools"):
+            handles = self._handle.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_INACTIVE)
+            return sorted(handle.name() for handle in handles)
+
+    def pool(self, name: str) -> Pool:
+        """The active pool of that name; raises PoolNotFound or PoolInactive."""
+        if not _can_be_said(name):
+            raise PoolNotFound(f"There is no storage pool {name!r}: no pool can have that name.", pool=name)
+        try:
+            handle = self._handle.storagePoolLookupByName(name)
+            active = bool(handle.isActive())
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_POOL:
+                raise PoolNotFound(
+                    f"There is no storage pool {name!r} on {self.uri}. "
+                    "Define it, or name one that 'virsh pool-list --all' shows.",
+                    pool=name,
+                ) from None
+            raise _as_ours(error, f"look up storage pool {name!r}") from error
+        if not active:
+            raise PoolInactive(
+                f"Storage pool {name!r} is not active. Start it ('virsh pool-start {name}') and run again.", pool=name
+            )
+        with _translate(f"describe storage pool {name!r}"):
+            return self._describe(handle, active=True)
+
+    def _describe(self, handle: Any, *, active: bool) -> Pool:
+        pool = _xml.parse_pool(handle.XMLDesc(0), active=active)
+        self._pools[pool.uuid] = handle
+        return pool
+
+    def refresh(self, pool: Pool) -> None:
+        """Make libvirt read the pool anew; waits for jobs of others, and never leaves the pool inactive.
+
+        libvirt refuses while a volume of the pool is being built or copied, and stops the pool when the
+        refresh itself fails (virStoragePoolRefresh in src/storage/storage_driver.c).
+        """
+        handle = self._pools[pool.uuid]
+        with _translate(f"read the definition of storage pool {pool.name!r}"):
+            definition = handle.XMLDesc(libvirt.VIR_STORAGE_XML_INACTIVE)
+            persistent = bool(handle.isPersistent())
+        deadline = time.monotonic() + BUSY_TIMEOUT
+        pause = 0.05
+        while True:
+            try:
+                handle.refresh(0)
+                return
+            except libvirt.libvirtError as error:
+                self._revive(pool, definition, persistent)
+                if not _is_busy(error):
+                    raise _as_ours(error, f"refresh storage pool {pool.name!r}") from error
+                if time.monotonic() > deadline:
+                    raise Locked(
+                        f"Storage pool {pool.name!r} has been busy with other jobs for {BUSY_TIMEOUT:.0f} s "
+                        f"({error.get_error_message()}). Run again when they are done.",
+                        pool=pool.name,
+                    ) from error
+            time.sleep(pause)
+            pause = min(pause * 2, 1.0)
+
+    def _revive(self, pool: Pool, definition: str, persistent: bool) -> None:
+        with contextlib.suppress(libvirt.libvirtError):
+            if persistent:
+                if not self._pools[pool.uuid].isActive():
+                    self._pools[pool.uuid].create(0)
+            elif not any(p.UUIDString() == pool.uuid for p in self._handle.listAllStoragePools(0)):
+                self._pools[pool.uuid] = self._handle.storagePoolCreateXML(definition, 0)
+
+    def volume(self, pool: Pool, name: str) -> _xml.VolumeDef | None:
+        """What libvirt knows of a volume now (no refresh), or ``None``."""
+
+        def describe() -> _xml.VolumeDef:
+            return _xml.parse_volume(self._pools[pool.uuid].storageVolLookupByName(name).XMLDesc(0))
+
+        with _translate(f"look up volume {name!r} in pool {pool.name!r}"):
+            return _gone_is_none(describe)
+
+    def volumes(self, pool: Pool) -> list[_xml.VolumeDef]:
+        """What libvirt knows of all volumes of a pool now; those that vanish meanwhile are left out."""
+        with _translate(f"list the volumes of pool {pool.name!r}"):
+            handles = self._pools[pool.uuid].listAllVolumes(0)
+            found = [_gone_is_none(lambda h=handle: _xml.parse_volume(h.XMLDesc(0))) for handle in handles]
+        return [definition for definition in found if definition is not None]
+
+    def create_volume(self, pool: Pool, document: str) -> None:
+        """Create a volume through libvirt (pools that aren't directories of files)."""
+        with _translate(f"create a volume in pool {pool.name!r}"):
+            self._pools[pool.uuid].createXML(document, 0)
+
+    def delete_volume(self, pool: Pool, name: str) -> bool:
+        """Delete a volume through libvirt; ``False`` when libvirt doesn't know it."""
+        try:
+            self._pools[pool.uuid].storageVolLookupByName(name).delete(0)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_VOL:
+                return False
+            raise _as_ours(error, f"delete volume {name!r} of pool {pool.name!r}") from error
+        return True
+
+    def wipe_volume(self, pool: Pool, name: str) -> None:
+        """Overwrite a block or network volume with zeros through libvirt."""
+        with _translate(f"wipe volume {name!r} of pool {pool.name!r}"):
+            self._pools[pool.uuid].storageVolLookupByName(name).wipe(0)
+
+    def resize_volume(self, pool: Pool, name: str, capacity: int) -> None:
+        """Grow a volume through libvirt's pool backend; ``capacity`` in bytes, never a delta."""
+        with _translate(f"resize volume {name!r} of pool {pool.name!r}"):
+            self._pools[pool.uuid].storageVolLookupByName(name).resize(capacity, 0)
+
+    def domains(self) -> list[DomainFacts]:
+        """All domains with their live and persistent documents; those that vanish meanwhile are left out."""
+        with _translate("list the domains"):
+            handles = self._handle.listAllDomains(0)
+            with_snapshots = {
+                d.UUIDString() for d in self._handle.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_HAS_SNAPSHOT)
+            }
+            found = [_gone_is_none(lambda h=handle: _domain_facts(h, with_snapshots)) for handle in handles]
+        return [facts for facts in found if facts is not None]
+
+    def block_resize(self, *, domain_uuid: str, target: str, capacity: int) -> None:
+        """Grow a running domain's disk to ``capacity`` bytes; the guest sees it at once."""
+        flags = libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES
+        # Since libvirt 12.3 the daemon itself refuses to shrink when asked so; before, our own check stands alone.
+        flags |= getattr(libvirt, "VIR_DOMAIN_BLOCK_RESIZE_EXTEND", 0)
+        with _translate(f"resize disk {target!r} of the running domain {domain_uuid}"):
+            self._handle.lookupByUUIDString(domain_uuid).blockResize(target, capacity, flags)
+
+    def block_capacity(self, *, domain_uuid: str, target: str) -> int:
+        """The size in bytes of a running domain's disk as QEMU sees it."""
+        with _translate(f"read the size of disk {target!r} of the running domain {domain_uuid}"):
+            return int(self._handle.lookupByUUIDString(domain_uuid).blockInfo(target, 0)[0])
+
+    def is_remote(self) -> bool:
+        """Whether the connection goes to a daemon that need not run on this host."""
+        with _translate("read the connection's URI"):
+            scheme = urlsplit(self._handle.getURI()).scheme
+        transport = scheme.partition("+")[2]
+        return transport not in ("", "unix")
+
+
+@contextlib.contextmanager
+def connect(uri: str) -> Iterator[Connection]:
+    """Open the connection and close it at the end; raises ConnectionFailed."""
+    if not _can_be_said(uri):
+        raise ConnectionFailed(f"The uri {uri!r} is not valid.")
+    libvirt.registerErrorHandler(lambda *_ignored: None, None)  # errors travel as exceptions, not on stderr
+    _knock(uri)
+    try:
+        handle = libvirt.open(uri)
+    except libvirt.libvirtError as error:
+        raise ConnectionFailed(
+            f"Cannot connect to libvirt at {_without_password(uri)!r}: {error.get_error_message()}. "
+            "Is the libvirt daemon running on this host, is the uri right, and may this user "
+            "use it (become: true)?",
+            uri=_without_password(uri),
+        ) from error
+    try:
+        yield Connection(handle, _without_password(uri))
+    finally:
+        with contextlib.suppress(libvirt.libvirtError):
+            handle.close()
+
+
+def _knock(uri: str) -> None:
+    """Fail soon where libvirt would wait for minutes on a TCP connection that nobody answers."""
+    try:
+        parts = urlsplit(uri)
+        host = parts.hostname
+        port = parts.port or {"tcp": 16509, "tls": 16514}.get(parts.scheme.partition("+")[2])
+    except ValueError as error:
+        raise ConnectionFailed(f"The uri {_without_password(uri)!r} is not valid: {error}.") from None
+    if host is None or port is None or parts.scheme.endswith(("+ssh", "+libssh", "+libssh2")):
+        return
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_TIMEOUT).close()
+    except OSError as error:
+        raise ConnectionFailed(
+            f"Cannot connect to libvirt at {_without_password(uri)!r}: {host} port {port}: {error.strerror or error}. "
+            "Is the daemon running there and listening for this transport?",
+            uri=_without_password(uri),
+        ) from error
+
+
+def _without_password(uri: str) -> str:
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return uri
+    if "@" not in parts.netloc or ":" not in parts.netloc.rpartition("@")[0]:
+        return uri
+    user, _sep, host = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}").geturl()
+
+
+def _domain_facts(handle: Any, with_snapshots: set[str]) -> DomainFacts:
+    uuid = handle.UUIDString()
+    active = bool(handle.isActive())
+    live = handle.XMLDesc(0) if active else None
+    persistent = handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if handle.isPersistent() else None
+    state = handle.state(0)[0]
+    snapshots = handle.listAllSnapshots(0) if uuid in with_snapshots else ()
+    return DomainFacts(
+        name=handle.name(),
+        uuid=uuid,
+        state=_STATES[state] if state < len(_STATES) else "unknown",
+        live_xml=live,
+        persistent_xml=persistent,
+        snapshot_xml=tuple(snapshot.getXMLDesc(0) for snapshot in snapshots),
+    )
+
+
+def _gone_is_none(read: Callable[[], Any]) -> Any:
+    """The answer, or ``None`` when the object has vanished since it was listed."""
+    try:
+        return read()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in (
+            libvirt.VIR_ERR_NO_DOMAIN,
+            libvirt.VIR_ERR_NO_STORAGE_VOL,
+            libvirt.VIR_ERR_NO_STORAGE_POOL,
+            libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT,
+        ):
+            return None
+        raise
+
+
+def _can_be_said(text: str) -> bool:
+    """Whether libvirt's C strings can carry a text."""
+    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def _is_busy(error: Any) -> bool:
+    """Whether a refresh failed only because jobs run in the pool (libvirt has no code of its own for it)."""
+    return "asynchronous jobs running" in str(error.get_error_message())
+
+
+def _as_ours(error: Any, what: str) -> StorageError:
+    code, message = error.get_error_code(), error.get_error_message()
+    if _is_busy(error) or "is still being allocated" in message or "is still in use" in message:
+        return Locked(f"Cannot {what}: {message}. Another job is at work on it; run again when it is done.")
+    if code == libvirt.VIR_ERR_OPERATION_INVALID and "is not active" in message and "pool" in message:
+        return PoolInactive(f"Cannot {what}: {message}. Start the pool ('virsh pool-start') and run again.")
+    if code in (libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_RPC) or "client socket is closed" in message:
+        return ConnectionFailed(
+            f"The connection to libvirt was lost: cannot {what}: {message}. "
+            "Check that the daemon is running ('systemctl status libvirtd virtqemud virtstoraged') and run again."
+        )
+    return LibvirtError(f"Cannot {what}: libvirt says: {message}", libvirt_code=code)
+
+
+@contextlib.contextmanager
+def _translate(what: str) -> Iterator[None]:
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        raise _as_ours(error, what) from error

@@ -1,0 +1,167 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Locks that die with their holder: on names (outside the pools) and on images (QEMU's own protocol).
+
+All are open-file-description locks (F_OFD_SETLK, fcntl(2)): the kernel drops them when the last descriptor
+is closed, also after SIGKILL, and they leave no file behind in a pool.
+
+Image locks follow block/file-posix.c of QEMU: for each permission a process *uses* it read-locks byte
+100 + n, for each that it *doesn't share with others* byte 200 + n; who wants a permission looks whether
+somebody denies it, who denies one looks whether somebody uses it. n: 0 consistent read, 1 write,
+2 write unchanged, 3 resize.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from ._errors import Locked, VolumeInUse
+from ._model import Ident
+
+#: How long a run waits for another one that works on the same volume, in seconds.
+NAME_TIMEOUT = 120.0
+#: How long we wait for an image that another process has open, in seconds (a passing qemu-img, say).
+IMAGE_TIMEOUT = 2.0
+
+_FLOCK = "hhqqi4x"
+_USED, _DENIED = 100, 200
+READ, WRITE, WRITE_UNCHANGED, RESIZE = 0, 1, 2, 3
+_ALL = (READ, WRITE, WRITE_UNCHANGED, RESIZE)
+_SPAN = 300  # the bytes from 0 on that hold every lock of the protocol
+
+
+def _lock_call(fd: int, command: int, kind: int, start: int, length: int) -> bytes:
+    return fcntl.fcntl(fd, command, struct.pack(_FLOCK, kind, os.SEEK_SET, start, length, 0))
+
+
+def _try_lock(fd: int, kind: int, start: int, length: int = 1) -> bool:
+    try:
+        _lock_call(fd, fcntl.F_OFD_SETLK, kind, start, length)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def _somebody_holds(fd: int, start: int, length: int = 1) -> bool:
+    answer = _lock_call(fd, fcntl.F_OFD_GETLK, fcntl.F_WRLCK, start, length)
+    return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
+
+
+def _patiently(attempt: Callable[[], bool], timeout: float) -> bool:
+    deadline, pause = time.monotonic() + timeout, 0.01
+    while not attempt():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.25)
+    return True
+
+
+def _lock_home() -> str:
+    """The file that carries the name locks of this host; one for all users of a uid."""
+    if os.geteuid() == 0:
+        home = "/run/hypervisor.storage"
+    else:
+        home = os.path.join(os.environ.get("XDG_RUNTIME_DIR") or "/tmp", f"hypervisor.storage-{os.geteuid()}")
+    os.makedirs(home, mode=0o700, exist_ok=True)
+    if os.lstat(home).st_uid != os.geteuid():
+        raise Locked(f"{home!r} belongs to another user, so locks kept there can't be trusted. Remove it and run again.")
+    return os.path.join(home, "names.lock")
+
+
+def try_exclusive_byte(fd: int, offset: int) -> bool:
+    """Lock one byte for ourselves, without waiting; whether it worked."""
+    return _try_lock(fd, fcntl.F_WRLCK, offset)
+
+
+@contextlib.contextmanager
+def hold_names(place: Ident, names: Iterable[str], *, timeout: float | None = None) -> Iterator[None]:
+    """Hold the exclusive right to work on these volume names of a place (a directory's or pool's identity).
+
+    Names map to single bytes of one file far outside any pool, so holding many costs no file and a killed
+    holder leaves nothing behind. Raises Locked when another run holds one for longer than the timeout.
+    """
+    limit = NAME_TIMEOUT if timeout is None else timeout
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(_lock_home(), flags, 0o600)
+    try:
+        by_offset = {_offset_of(place, name): name for name in names}
+        for offset in sorted(by_offset):
+            if not _patiently(lambda at=offset: _try_lock(fd, fcntl.F_WRLCK, at), limit):  # type: ignore[misc]
+                raise Locked(
+                    f"Another run has been working on volume {by_offset[offset]!r} for more than {limit:.0f} s. "
+                    "Wait for it to end and run again; nothing was changed.",
+                    volume=by_offset[offset],
+                )
+        yield
+    finally:
+        os.close(fd)
+
+
+def _offset_of(place: Ident, name: str) -> int:
+    digest = hashlib.sha256(repr(place).encode() + b"\0" + name.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") >> 2  # 62 bits: an offset that every file system accepts
+
+
+def image_users(path: str) -> str | None:
+    """Who has an image open, by its locks: ``writing``, ``reading`` or ``None``; takes no lock itself."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        if any(_somebody_holds(fd, _USED + use) for use in (WRITE, RESIZE)):
+            return "writing"
+        return "reading" if _somebody_holds(fd, _USED, _SPAN - _USED) else None
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def hold_image(path: str, *, exclusive: bool, what: str) -> Iterator[int]:
+    """Hold an image against other processes while it is worked on; yields the locked descriptor.
+
+    Exclusive: nobody may have it open, and nobody can open it. Otherwise it is held as a reader that shares
+    reading alone: QEMU can't open it for writing meanwhile. Raises VolumeInUse when somebody is in the way,
+    OSError when the image can't be opened.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        used = _ALL if exclusive else (READ,)
+        denied = _ALL if exclusive else (WRITE, RESIZE)
+        if not _patiently(lambda: _try_permissions(fd, used, denied), IMAGE_TIMEOUT):
+            raise VolumeInUse(
+                f"Cannot {what}: a process has {path!r} open "
+                f"({'of another host, or one' if exclusive else 'for writing, one'} that libvirt here need not know: a QEMU, "
+                "qemu-nbd or qemu-img; 'lsof' or 'lslocks' on the hosts that share the pool find it). "
+                "Stop it and run again; nothing was changed.",
+                path=path,
+            )
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _try_permissions(fd: int, used: tuple[int, ...], denied: tuple[int, ...]) -> bool:
+    """Lock first, look afterwards: two that do so at once may both fail, but never both win."""
+    for byte in [_USED + use for use in used] + [_DENIED + deny for deny in denied]:
+        if not _try_lock(fd, fcntl.F_RDLCK, byte):
+            _lock_call(fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, 0, _SPAN)
+            return False
+    conflict = any(_somebody_holds(fd, _DENIED + use) for use in used) or any(
+        _somebody_holds(fd, _USED + deny) for deny in denied
+    )
+    if conflict:
+        _lock_call(fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, 0, _SPAN)
+    return not conflict

@@ -1,0 +1,218 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The only file that knows qemu-img: one function per subcommand, exit codes in this collection's words.
+
+Every image is named with its format, every argument is one item of a list, messages come in the C locale,
+and a child never outlives us. Manual: https://www.qemu.org/docs/master/tools/qemu-img.html
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ._errors import InsufficientSpace, ToolFailed, ToolMissing, VolumeInUse
+
+#: Limits of runs that read headers only (an image's header is written by whoever owns the guest).
+HEADER_CPU_SECONDS = 30
+HEADER_MEMORY_BYTES = 1 << 30
+_PR_SET_PDEATHSIG = 1
+_SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"])
+
+
+@dataclass(frozen=True)
+class Completed:
+    """How a run of a tool ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Runner = Callable[[Sequence[str], Sequence[int], bool], Completed]
+
+
+def run_tool(argv: Sequence[str], pass_fds: Sequence[int], limited: bool) -> Completed:
+    """Run a tool to its end; with ``limited``, under bounds of processor time and memory."""
+    parent = os.getpid()
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def prepare() -> None:  # in the child, before the tool starts
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(127)
+        if limited:
+            resource.setrlimit(resource.RLIMIT_CPU, (HEADER_CPU_SECONDS, HEADER_CPU_SECONDS))
+            resource.setrlimit(resource.RLIMIT_AS, (HEADER_MEMORY_BYTES, HEADER_MEMORY_BYTES))
+
+    with subprocess.Popen(
+        list(argv),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=tuple(pass_fds),
+        env={**os.environ, "LC_ALL": "C", "LANGUAGE": "C"},
+        preexec_fn=prepare,
+        encoding="utf-8",
+        errors="replace",
+    ) as process:
+        stdout, stderr = process.communicate()
+    return Completed(process.returncode, stdout, stderr)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What ``qemu-img measure`` foresees, in bytes: what must be written, and the most the image can grow to."""
+
+    required: int
+    fully_allocated: int
+
+
+class QemuImg:
+    """qemu-img of this host; the runner is a parameter so that faults can be played to it."""
+
+    def __init__(self, runner: Runner = run_tool) -> None:
+        self._runner = runner
+        self._program: str | None = None
+
+    def create(
+        self,
+        *,
+        path: str,
+        image_format: str,
+        capacity: int,
+        options: Mapping[str, str],
+        backing: tuple[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> None:
+        """Write an empty image of ``capacity`` bytes, with ``backing`` = (path, format) as an overlay of it."""
+        argv = ["create", "-q", "-f", image_format, *_options(options)]
+        if backing is not None:
+            argv += ["-b", backing[0], "-F", backing[1]]
+        self._run([*argv, "--", path, str(capacity)], what=f"create a {image_format} image", pass_fds=pass_fds)
+
+    def convert(
+        self,
+        *,
+        source: str,
+        source_format: str,
+        snapshot: tuple[str, str] | None,
+        shared: bool,
+        target: str,
+        target_format: str,
+        options: Mapping[str, str],
+        direct: bool,
+        into_existing: bool = False,
+        pass_fds: Sequence[int] = (),
+    ) -> None:
+        """Copy what a guest would see of ``source``, or of its internal snapshot = (id, name), flattened.
+
+        ``shared`` reads an image that a QEMU has open for writing: right for a frozen internal snapshot alone.
+        ``direct`` writes past the page cache (-t none); otherwise through it. The caller syncs.
+        """
+        argv = ["convert", "-q", "-f", source_format, "-O", target_format, "-W", "-m", "16"]
+        argv += ["-t", "none" if direct else "writeback", *_options(options)]
+        argv += _snapshot_option(snapshot)
+        if shared:
+            argv.append("-U")
+        if into_existing:
+            argv.append("-n")
+        self._run([*argv, "--", source, target], what=f"copy {source!r}", pass_fds=pass_fds)
+
+    def measure(
+        self,
+        *,
+        source: str,
+        source_format: str,
+        snapshot: tuple[str, str] | None,
+        shared: bool,
+        target_format: str,
+        options: Mapping[str, str],
+    ) -> Measure:
+        """How much room a copy of ``source`` in ``target_format`` takes."""
+        argv = ["measure", "--output=json", "-f", source_format, "-O", target_format, *_options(options)]
+        argv += _snapshot_option(snapshot)
+        if shared:
+            argv.append("-U")
+        return self._measure([*argv, "--", source], f"measure {source!r}")
+
+    def measure_empty(self, *, capacity: int, image_format: str, options: Mapping[str, str]) -> Measure:
+        """How much room an image of ``capacity`` bytes takes with all its metadata, and full."""
+        argv = ["measure", "--output=json", "-O", image_format, *_options(options), "--size", str(capacity)]
+        return self._measure(argv, "measure an empty image")
+
+    def _measure(self, argv: list[str], what: str) -> Measure:
+        answer = json.loads(self._run(argv, what=what, limited=True))
+        return Measure(required=int(answer["required"]), fully_allocated=int(answer["fully-allocated"]))
+
+    def resize(
+        self,
+        *,
+        path: str,
+        image_format: str,
+        capacity: int,
+        preallocation: str = "off",
+        shrink: bool = False,
+        pass_fds: Sequence[int] = (),
+    ) -> None:
+        """Set an image's capacity in bytes; ``shrink`` is for images in the making only."""
+        argv = ["resize", "-q", "-f", image_format]
+        if preallocation != "off":
+            argv.append(f"--preallocation={preallocation}")
+        if shrink:
+            argv.append("--shrink")
+        self._run([*argv, "--", path, str(capacity)], what=f"resize {path!r}", pass_fds=pass_fds)
+
+    def _run(
+        self, arguments: Sequence[str], *, what: str, pass_fds: Sequence[int] = (), limited: bool = False
+    ) -> str:
+        done = self._runner([self._find(), *arguments], pass_fds, limited)
+        if done.returncode == 0:
+            return done.stdout
+        raise _failure(what, done)
+
+    def _find(self) -> str:
+        if self._program is None:
+            self._program = shutil.which("qemu-img", path=_SEARCH_PATH)
+        if self._program is None:
+            raise ToolMissing(
+                "qemu-img is not on this host. Install it: package 'qemu-utils' on Debian and Ubuntu, "
+                "'qemu-img' on Fedora, RHEL and their kin.",
+                tool="qemu-img",
+            )
+        return self._program
+
+
+def _options(options: Mapping[str, str]) -> list[str]:
+    """``-o`` with values in which a comma stands doubled, as QEMU's option parser wants it."""
+    if not options:
+        return []
+    return ["-o", ",".join(f"{key}={value.replace(',', ',,')}" for key, value in options.items())]
+
+
+def _snapshot_option(snapshot: tuple[str, str] | None) -> list[str]:
+    if snapshot is None:
+        return []
+    identity, name = (part.replace(",", ",,") for part in snapshot)
+    return ["-l", f"snapshot.id={identity},snapshot.name={name}"]
+
+
+def _failure(what: str, done: Completed) -> InsufficientSpace | VolumeInUse | ToolFailed:
+    said = done.stderr.strip() or done.stdout.strip()
+    last = said.splitlines()[-1][:500] if said else "no message"
+    if "No space left on device" in said or "Disk quota exceeded" in said:
+        return InsufficientSpace(f"Cannot {what}: the storage is full (qemu-img: {last}). Free space and run again.")
+    if "Failed to get" in said and "lock" in said:
+        return VolumeInUse(f"Cannot {what}: another process has the image open (qemu-img: {last}).")
+    if done.returncode < 0:
+        return ToolFailed(f"Cannot {what}: qemu-img was ended by signal {-done.returncode}. {last}")
+    return ToolFailed(f"Cannot {what}: qemu-img failed with exit code {done.returncode}: {last}", rc=done.returncode)

@@ -1,0 +1,140 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The only file that knows AnsibleModule: parameters in, one result out, and the one gate between plan and deed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, Protocol
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
+
+from . import _libvirt
+from ._errors import StorageError, ToolMissing
+from ._inventory import Host
+from ._model import Volume
+from ._plan import Plan
+
+Collected = "tuple[dict[str, Any], list[str]]"
+
+
+class LifecycleTask(Protocol):
+    """What a module that changes volumes hands to run_lifecycle()."""
+
+    @property
+    def names(self) -> list[str]:
+        """The volumes of the call, in order."""
+
+    def guard(self, host: Host) -> contextlib.AbstractContextManager[None]:
+        """The right to work on these volumes, and a tidy place to do it."""
+
+    def decide(self, host: Host) -> Plan:
+        """Look at what is there and plan; touches nothing."""
+
+    def carry_out(self, host: Host, plan: Plan) -> None:
+        """Take the plan's steps."""
+
+    def describe(self, host: Host) -> list[Volume | None]:
+        """The volumes as they are now, in order."""
+
+
+class _Module(AnsibleModule):  # type: ignore[misc]  # ansible-core has no type information
+    """Failures of the argument spec carry a reason too."""
+
+    def fail_json(self, msg: str, **facts: Any) -> NoReturn:
+        facts.setdefault("reason", "invalid_option")
+        super().fail_json(msg=_clean(msg), **_clean(facts))
+
+
+def run_lifecycle(
+    *, argument_spec: dict[str, Any], make_task: Callable[[Mapping[str, Any]], LifecycleTask]
+) -> None:
+    """Run a module that changes volumes: look, decide, act once (not in check mode), report."""
+    module = _start(argument_spec)
+    with _failures(module):
+        task = make_task(module.params)
+        with _libvirt.connect(module.params["uri"]) as connection:
+            host = Host(connection)
+            host.assert_local()
+            with contextlib.nullcontext() if module.check_mode else task.guard(host):
+                plan = task.decide(host)
+                volumes = [planned.result for planned in plan.volumes]
+                if plan.changed and not module.check_mode:
+                    task.carry_out(host, plan)
+                    volumes = task.describe(host)
+        module.exit_json(**_clean(_report(task, plan, volumes)))
+
+
+def run_lookup(
+    *, argument_spec: dict[str, Any], collect: Callable[[Mapping[str, Any], Host], tuple[dict[str, Any], list[str]]]
+) -> None:
+    """Run a module that only looks."""
+    module = _start(argument_spec)
+    with _failures(module):
+        with _libvirt.connect(module.params["uri"]) as connection:
+            result, warnings = collect(module.params, Host(connection))
+        for warning in warnings:
+            module.warn(_clean(warning))
+        module.exit_json(changed=False, **_clean(result))
+
+
+def _report(task: LifecycleTask, plan: Plan, volumes: list[Volume | None]) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "changed": plan.changed,
+        "actions": plan.actions,
+        "volumes": [volume.to_result() if volume else None for volume in volumes],
+        "diff": {"before": plan.before, "after": plan.after},
+        "warnings": list(plan.warnings) + [text for planned in plan.volumes for text in planned.warnings],
+    }
+    if len(task.names) == 1:
+        result["volume"] = result["volumes"][0]
+    result["volumes"] = [volume for volume in result["volumes"] if volume is not None]
+    return result
+
+
+def _start(argument_spec: dict[str, Any]) -> _Module:
+    module = _Module(argument_spec=argument_spec, supports_check_mode=True)
+    if not _libvirt.is_installed():
+        _find_libvirt(module)
+    return module
+
+
+def _find_libvirt(module: _Module) -> None:
+    """Start anew in an interpreter of this host that has libvirt's binding (distributions ship it with theirs)."""
+    if not has_respawned():
+        candidates = ["/usr/bin/python3", "/usr/libexec/platform-python", "/usr/bin/python"]
+        interpreter = probe_interpreters_for_module(candidates, "libvirt")
+        if interpreter:
+            respawn_module(interpreter)
+    error = ToolMissing(
+        "The Python binding of libvirt is not on this host, neither for this interpreter nor for the system's. Install "
+        "'python3-libvirt' (Debian, Ubuntu, Fedora, RHEL and their kin), or 'libvirt-python' with pip for this interpreter.",
+        tool="libvirt-python",
+    )
+    module.fail_json(msg=error.msg, reason=error.reason, **error.facts)
+
+
+class _failures(contextlib.AbstractContextManager):  # type: ignore[type-arg]
+    """End the module with ``msg`` and ``reason`` for what a user or a host can cause."""
+
+    def __init__(self, module: _Module) -> None:
+        self._module = module
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, StorageError):
+            self._module.fail_json(msg=error.msg, reason=error.reason, **error.facts)
+
+
+def _clean(value: Any) -> Any:
+    """Text that JSON and terminals can carry: bytes of file names that are no UTF-8 are shown as question marks."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_clean(key): _clean(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_clean(item) for item in value]
+    return value

@@ -1,0 +1,239 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Finds the image that a new volume starts from, and makes sure that it may be read."""
+
+from __future__ import annotations
+
+import os
+
+from . import _locks
+from ._domains import SnapshotOfDomain
+from ._errors import (
+    InvalidOption,
+    SnapshotNotFound,
+    TemplateNotFound,
+    UnsafeImage,
+    Unsupported,
+    VolumeInUse,
+    VolumeNotFound,
+)
+from ._image_header import SnapshotEntry
+from ._inventory import Host, Image
+from ._model import Pool
+from ._plan import Source
+from ._xml import DiskDef, SnapshotDisk
+
+
+def find_template(host: Host, *, template: str, pool: Pool, for_overlay: bool) -> tuple[Source, Image]:
+    """The template by its name in ``pool``, or by its absolute path on the host.
+
+    Raises TemplateNotFound, UnsafeImage, Unsupported or VolumeInUse.
+    """
+    if os.path.isabs(template):
+        image = host.image_at(template)
+        where = f"template {template!r}"
+        if image is None:
+            raise TemplateNotFound(
+                f"There is no file {template!r} on the hypervisor to use as template.", template=template
+            )
+    else:
+        image = host.image(pool, template)
+        where = f"template {template!r} of pool {pool.name!r}"
+        if image is None:
+            raise TemplateNotFound(
+                f"There is no volume {template!r} in pool {pool.name!r} to use as template. "
+                "Give the name of a volume there, another template_pool, or an absolute path on the hypervisor.",
+                template=template,
+                pool=pool.name,
+            )
+    in_pool = _lies_in_a_pool(host, image)
+    if not in_pool and (for_overlay or not os.path.isabs(template)):
+        raise UnsafeImage(
+            f"The {where} lies outside every active pool of this host, so nothing would protect it from being changed or "
+            "deleted under its overlays. Move it into a pool, or use clone_mode: full with its absolute path.",
+            path=image.path,
+        )
+    assert_readable(host, image, where)
+    _assert_nobody_writes(host, image, where)
+    return (
+        Source(path=image.path, label=where, format=image.format, capacity=image.capacity, in_pool=in_pool),
+        image,
+    )
+
+
+def find_snapshot(host: Host, *, snapshot: str, volume: str, pool: Pool) -> tuple[Source, Image]:
+    """The snapshot of a volume: internal by name or id, else a libvirt domain snapshot's frozen layer.
+
+    Raises VolumeNotFound, SnapshotNotFound, InvalidOption, UnsafeImage, Unsupported or VolumeInUse.
+    """
+    image = host.image(pool, volume)
+    if image is None:
+        raise VolumeNotFound(f"There is no volume {volume!r} in pool {pool.name!r} to take a snapshot of.", volume=volume)
+    entry = _pick_internal(image, snapshot)
+    if entry is not None:
+        return _internal_source(host, image, entry, pool), image
+    return _find_in_domains(host, image, snapshot, pool)
+
+
+def assert_readable(host: Host, image: Image, where: str) -> None:
+    """Refuse images that must not be let near a tool, and chains that leave the pools; raises UnsafeImage, Unsupported."""
+    if image.distrust is not None:
+        raise UnsafeImage(f"The {where} is not safe to read: {image.distrust}.", path=image.path)
+    if image.header.encryption is not None or image.format == "luks":
+        raise Unsupported(f"The {where} is encrypted by QEMU; only its own domain can read it.", path=image.path)
+    if image.format not in ("qcow2", "raw"):
+        raise UnsafeImage(
+            f"The {where} looks like a {image.format} image; only qcow2 and raw are read, since other formats can refer to "
+            "any file of the host. Convert it ('qemu-img convert') where it comes from.",
+            path=image.path,
+        )
+    if image.header.corrupt:
+        raise UnsafeImage(
+            f"The {where} is marked as corrupt. Repair it ('qemu-img check -r all') before it is used.", path=image.path
+        )
+    if image.chain.trouble is not None:
+        raise UnsafeImage(f"The {where} is not safe to read: {image.chain.trouble}.", path=image.path)
+    for layer in image.chain.layers:
+        if layer.format not in ("qcow2", "raw"):
+            raise UnsafeImage(
+                f"The {where} is not safe to read: its backing file {layer.path!r} looks like {layer.format}.", path=image.path
+            )
+        if host.home(layer.ident) is None:
+            raise UnsafeImage(
+                f"The {where} is not safe to read: its backing file {layer.path!r} lies outside every active pool of "
+                "this host. Start the pool that it lies in, or flatten the image where it comes from.",
+                path=image.path,
+            )
+
+
+def _lies_in_a_pool(host: Host, image: Image) -> bool:
+    return host.home(image.ident) is not None or (image.pool is not None and not image.pool.stores_files)
+
+
+def _assert_nobody_writes(host: Host, image: Image, where: str) -> None:
+    writers = [use for use in host.attachments(image) if use.live and use.via == "disk" and not use.readonly]
+    if writers:
+        raise VolumeInUse(
+            f"The {where} is written to by the running domain {writers[0].domain!r}: a copy would be of no one moment, and "
+            "an overlay would break. Stop the domain, take a snapshot and start from that, or copy it with volume_clone.",
+            attachments=[use.to_result() for use in writers],
+        )
+    if image.type == "file" and _locks.image_users(image.path) == "writing":
+        raise VolumeInUse(
+            f"The {where} is open for writing in a process that libvirt on this host doesn't know: another host, a QEMU or "
+            "a qemu-nbd. Stop it first.",
+            path=image.path,
+        )
+
+
+def _pick_internal(image: Image, wanted: str) -> SnapshotEntry | None:
+    named = [entry for entry in image.header.snapshots if entry.name == wanted]
+    if len(named) > 1:
+        raise InvalidOption(
+            f"Volume {image.name!r} has {len(named)} snapshots of the name {wanted!r}: "
+            f"give the id of one instead ({', '.join(entry.id for entry in named)}).",
+            snapshots=[entry.id for entry in named],
+        )
+    if named:
+        return named[0]
+    return next((entry for entry in image.header.snapshots if entry.id == wanted), None)
+
+
+def _internal_source(host: Host, image: Image, entry: SnapshotEntry, pool: Pool) -> Source:
+    where = f"snapshot {entry.name!r} of volume {image.name!r} in pool {pool.name!r}"
+    assert_readable(host, image, where)
+    written = any(use.live and use.via == "disk" and not use.readonly for use in host.attachments(image))
+    if not written and image.type == "file":
+        written = _locks.image_users(image.path) == "writing"
+    return Source(
+        path=image.path,
+        label=where,
+        format="qcow2",
+        capacity=entry.disk_size or image.capacity,
+        snapshot=(entry.id, entry.name),
+        current_capacity=image.capacity,
+        shared=written,
+    )
+
+
+def _find_in_domains(host: Host, image: Image, wanted: str, pool: Pool) -> tuple[Source, Image]:
+    """The layer that a domain snapshot froze for this volume's disk, if it still stands as it was then."""
+    mine = {(use.domain, use.target) for use in host.attachments(image)}
+    candidates: list[tuple[Source, Image]] = []
+    stale: str | None = None
+    for owned in host.domains().snapshots:
+        if owned.snapshot.name != wanted:
+            continue
+        for disk in owned.snapshot.disks:
+            before = _disk_before(owned, disk)
+            if before is None or (owned.domain, disk.target) not in mine:
+                continue
+            frozen, why_not = _frozen_image(host, owned, disk, before)
+            if frozen is None:
+                stale = why_not
+                continue
+            if disk.how == "internal":
+                entry = _pick_internal(frozen, wanted)
+                if entry is not None:
+                    candidates.append((_internal_source(host, frozen, entry, pool), frozen))
+                continue
+            where = (
+                f"snapshot {wanted!r} of domain {owned.domain!r} for volume {image.name!r} (frozen layer {frozen.path!r})"
+            )
+            assert_readable(host, frozen, where)
+            _assert_nobody_writes(host, frozen, where)
+            source = Source(path=frozen.path, label=where, format=frozen.format, capacity=frozen.capacity)
+            candidates.append((source, frozen))
+    if len({candidate.path for candidate, _image in candidates}) > 1:
+        raise InvalidOption(
+            f"Several domains that use volume {image.name!r} have a snapshot {wanted!r}. Name the frozen layer itself as "
+            f"template instead: {', '.join(sorted(candidate.path for candidate, _image in candidates))}."
+        )
+    if candidates:
+        return candidates[0]
+    raise SnapshotNotFound(_not_found(host, image, wanted, pool, mine, stale), snapshots=_known(host, image, mine))
+
+
+def _disk_before(owned: SnapshotOfDomain, disk: SnapshotDisk) -> DiskDef | None:
+    return next((d for d in owned.snapshot.domain_disks if d.target == disk.target), None)
+
+
+def _frozen_image(
+    host: Host, owned: SnapshotOfDomain, disk: SnapshotDisk, before: DiskDef
+) -> tuple[Image | None, str | None]:
+    """The image that the snapshot froze, or why it is not what it was.
+
+    A commit or a merge writes into the layer and takes the overlay away; then its content is that of a later moment.
+    """
+    place = host.locate(before.source)
+    frozen = host.image_at(place[1]) if place is not None else None
+    if frozen is None:
+        return None, "its frozen layer is gone"
+    if disk.how == "internal":
+        return frozen, None
+    if disk.how != "external" or disk.overlay is None:
+        return None, "it left this disk out"
+    above = host.locate(disk.overlay)
+    overlay = host.image_at(above[1]) if above is not None else None
+    if overlay is None or overlay.backing is None or overlay.backing.ident != frozen.ident:
+        return None, f"its frozen layer {frozen.path!r} was merged or replaced since, so it no longer holds that moment"
+    return frozen, None
+
+
+def _known(host: Host, image: Image, mine: set[tuple[str, str | None]]) -> list[str]:
+    names = [entry.name for entry in image.header.snapshots]
+    domains = {domain for domain, _target in mine}
+    names += [owned.snapshot.name for owned in host.domains().snapshots if owned.domain in domains]
+    return list(dict.fromkeys(names))
+
+
+def _not_found(
+    host: Host, image: Image, wanted: str, pool: Pool, mine: set[tuple[str, str | None]], stale: str | None
+) -> str:
+    if stale is not None:
+        return f"Snapshot {wanted!r} can't be restored for volume {image.name!r} in pool {pool.name!r}: {stale}."
+    known = _known(host, image, mine)
+    there = f"It has: {', '.join(known)}." if known else "It has none, nor has a domain that uses it."
+    return f"Volume {image.name!r} in pool {pool.name!r} has no snapshot {wanted!r}. {there}"

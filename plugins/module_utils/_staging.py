@@ -1,0 +1,247 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Make it unseen, sync it, publish it: how a new volume gets its name.
+
+Where the file system can (O_TMPFILE of open(2)), a volume has no name at all until it is complete: a killed
+run leaves nothing, because the kernel frees a nameless file with its last descriptor. Elsewhere (NFS) it has
+a hidden name whose maker holds a lock on it; a hidden file without such a lock is a leftover, which the next
+run removes. Publishing never overwrites: link(2) fails when the name is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from . import _directory, _locks
+from ._errors import InsufficientSpace, InvalidSize, Locked, ToolFailed, Unsupported, VolumeMismatch
+from ._names import STAGING_PREFIX
+
+_PARTIAL = STAGING_PREFIX + "partial-"
+_DOOMED = STAGING_PREFIX + "doomed-"
+_LIFE_BYTE = 1 << 61  # far behind QEMU's lock bytes: whoever holds it is alive and at work on the file
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """Who may do what with a new volume's file; ``None`` leaves libvirt's defaults (this user, 0600)."""
+
+    uid: int | None = None
+    gid: int | None = None
+    mode: int | None = None
+
+
+@dataclass
+class Staged:
+    """A file in the making: ``path`` is for tools that get ``fd`` passed on, or that find the hidden name."""
+
+    fd: int
+    path: str
+    directory: str
+    hidden_name: str | None
+
+
+@contextlib.contextmanager
+def stage(directory: str, *, named: bool = False) -> Iterator[Staged]:
+    """A new empty file in ``directory`` that goes away unless it is published; raises our errors only."""
+    with explained(f"make a file in {directory!r}"):
+        staged = None if named else _open_nameless(directory)
+        staged = staged or _open_hidden(directory)
+    try:
+        yield staged
+    finally:
+        if staged.hidden_name is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(directory, staged.hidden_name))
+        os.close(staged.fd)
+
+
+def publish(staged: Staged, name: str, *, ownership: Ownership, image_format: str) -> None:
+    """Give the complete file its name: rights first, then the data on stable storage, then the name."""
+    with explained(f"publish volume {name!r} in {staged.directory!r}"):
+        if ownership.uid is not None or ownership.gid is not None:
+            os.fchown(
+                staged.fd,
+                -1 if ownership.uid is None else ownership.uid,
+                -1 if ownership.gid is None else ownership.gid,
+            )
+        os.fchmod(staged.fd, 0o600 if ownership.mode is None else ownership.mode)
+        _directory.write_mark(staged.fd, image_format)
+        os.fsync(staged.fd)
+        with _opened_directory(staged.directory) as directory_fd:
+            try:
+                _give_name(staged, name, directory_fd)
+            except FileExistsError:
+                raise VolumeMismatch(
+                    f"Volume {name!r} appeared in {staged.directory!r} while it was being made; it was left as it is. "
+                    "Run again to see whether it is what you want.",
+                    volume=name,
+                ) from None
+            os.fsync(directory_fd)
+
+
+def _give_name(staged: Staged, name: str, directory_fd: int) -> None:
+    if staged.hidden_name is None:
+        os.link(staged.path, name, dst_dir_fd=directory_fd, follow_symlinks=True)
+        return
+    try:
+        os.link(staged.hidden_name, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        # No hard links here (FAT, some FUSE): our own runs are kept apart by the lock on the name.
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+            raise FileExistsError(name) from None
+        os.rename(staged.hidden_name, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+    else:
+        os.unlink(staged.hidden_name, dir_fd=directory_fd)
+    staged.hidden_name = None
+
+
+def supports_direct(staged: Staged) -> bool:
+    """Whether the file system of a staged file takes writes past the page cache (O_DIRECT)."""
+    try:
+        os.close(os.open(f"/proc/self/fd/{staged.fd}", os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def sync_directory(path: str) -> None:
+    """Put the names of a directory on stable storage."""
+    with explained(f"sync directory {path!r}"), _opened_directory(path) as directory_fd:
+        os.fsync(directory_fd)
+
+
+def hide_for_wiping(directory: str, name: str) -> tuple[str, int]:
+    """Take a volume's name away in one step, so that nobody meets it half wiped; returns hidden path and fd."""
+    hidden = f"{_DOOMED}{secrets.token_hex(8)}"
+    with explained(f"hide volume {name!r} of {directory!r}"), _opened_directory(directory) as directory_fd:
+        fd = os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory_fd)
+        _claim(fd)
+        os.rename(name, hidden, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+        os.fsync(directory_fd)
+    return os.path.join(directory, hidden), fd
+
+
+def wipe_and_remove(hidden_path: str, fd: int) -> None:
+    """Overwrite every allocated byte with zeros, sync, and remove the hidden file."""
+    with explained(f"wipe {hidden_path!r}"):
+        _overwrite_data(fd)
+        os.fsync(fd)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(hidden_path)
+        with _opened_directory(os.path.dirname(hidden_path)) as directory_fd:
+            os.fsync(directory_fd)
+
+
+def sweep(directory: str) -> list[str]:
+    """Remove what killed runs left in a pool's directory, and nothing that a living run holds; returns names.
+
+    What was on its way to be wiped is wiped to the end.
+    """
+    removed = []
+    for name in _leftovers(directory):
+        path = os.path.join(directory, name)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            continue
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode) or not _claim(fd):
+                continue
+            if name.startswith(_DOOMED):
+                wipe_and_remove(path, fd)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+            removed.append(name)
+        finally:
+            os.close(fd)
+    return removed
+
+
+def _leftovers(directory: str) -> list[str]:
+    try:
+        return sorted(n for n in os.listdir(directory) if n.startswith((_PARTIAL, _DOOMED)))
+    except OSError:
+        return []
+
+
+def _open_nameless(directory: str) -> Staged | None:
+    try:
+        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            return None
+        raise
+    return Staged(fd=fd, path=f"/proc/self/fd/{fd}", directory=directory, hidden_name=None)
+
+
+def _open_hidden(directory: str) -> Staged:
+    while True:
+        name = _PARTIAL + secrets.token_hex(8)
+        path = os.path.join(directory, name)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        # A sweeper may have met the file before it was claimed: then it is gone, and we take another.
+        if _claim(fd) and os.fstat(fd).st_nlink == 1:
+            return Staged(fd=fd, path=path, directory=directory, hidden_name=name)
+        os.close(fd)
+
+
+def _claim(fd: int) -> bool:
+    return _locks.try_exclusive_byte(fd, _LIFE_BYTE)
+
+
+def _overwrite_data(fd: int, block: bytes = bytes(1 << 20)) -> None:
+    end = os.lseek(fd, 0, os.SEEK_END)
+    position = 0
+    while position < end:
+        try:
+            start = os.lseek(fd, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            raise
+        stop = min(os.lseek(fd, start, os.SEEK_HOLE), end)
+        while start < stop:
+            start += os.pwrite(fd, block[: stop - start], start)
+        position = stop
+
+
+@contextlib.contextmanager
+def _opened_directory(path: str) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn the operating system's refusals into this collection's errors."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise InsufficientSpace(f"Cannot {what}: {error.strerror}. Free space in the pool and run again.") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise Unsupported(
+                f"Cannot {what}: {error.strerror}. Run the task as root on the hypervisor (become: true) and "
+                "check that the pool's file system is mounted writable."
+            ) from error
+        if error.errno == errno.EFBIG:
+            raise InvalidSize(f"Cannot {what}: the pool's file system has no files of that size.") from error
+        if error.errno in (errno.EAGAIN, errno.EBUSY):
+            raise Locked(f"Cannot {what}: {error.strerror}. Run again when it is free.") from error
+        raise ToolFailed(f"Cannot {what}: {error.strerror or error}.", errno=error.errno) from error

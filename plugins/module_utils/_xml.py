@@ -1,0 +1,223 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The only XML: libvirt's documents in, typed values out, and the volume document that we send.
+
+Formats: https://libvirt.org/formatstorage.html, formatdomain.html, formatsnapshot.html.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ._model import Pool
+
+
+@dataclass(frozen=True)
+class SourceRef:
+    """What a disk's ``<source>`` points to: a path, a volume of a pool, or a network name."""
+
+    kind: str  # file | block | volume | network
+    path: str | None = None
+    pool: str | None = None
+    volume: str | None = None
+    protocol: str | None = None
+
+
+@dataclass(frozen=True)
+class DiskDef:
+    """One use of storage in a domain's definition; ``layers`` are the backing sources that libvirt lists."""
+
+    target: str | None
+    bus: str | None
+    readonly: bool
+    format: str | None
+    source: SourceRef
+    layers: tuple[SourceRef, ...] = ()
+    is_disk: bool = True
+
+
+@dataclass(frozen=True)
+class SnapshotDisk:
+    """What a domain snapshot did to one disk: how, and the overlay that came on top (external ones)."""
+
+    target: str
+    how: str  # internal | external | no | manual
+    overlay: SourceRef | None
+
+
+@dataclass(frozen=True)
+class SnapshotDef:
+    """A libvirt domain snapshot: the disks as they were when it was taken, and what was made of them."""
+
+    name: str
+    created: int
+    disks: tuple[SnapshotDisk, ...]
+    domain_disks: tuple[DiskDef, ...]
+
+
+@dataclass(frozen=True)
+class VolumeDef:
+    """A volume as libvirt describes it; sizes in bytes."""
+
+    name: str
+    key: str
+    path: str
+    type: str
+    format: str | None
+    capacity: int
+    allocation: int
+    backing_path: str | None
+    backing_format: str | None
+    encrypted: bool
+
+
+def parse_pool(text: str, *, active: bool = True) -> Pool:
+    """Read a pool's document; ``path`` is ``None`` for pools without a target."""
+    root = ET.fromstring(text)
+    return Pool(
+        name=root.findtext("name", ""),
+        uuid=root.findtext("uuid", ""),
+        type=root.get("type", ""),
+        path=root.findtext("target/path"),
+        active=active,
+        capacity=int(root.findtext("capacity", "0")),
+        allocation=int(root.findtext("allocation", "0")),
+        available=int(root.findtext("available", "0")),
+    )
+
+
+def parse_volume(text: str) -> VolumeDef:
+    """Read a volume's document."""
+    root = ET.fromstring(text)
+    target_format = root.find("target/format")
+    backing_format = root.find("backingStore/format")
+    return VolumeDef(
+        name=root.findtext("name", ""),
+        key=root.findtext("key", ""),
+        path=root.findtext("target/path", ""),
+        type=root.get("type", "file"),
+        format=target_format.get("type") if target_format is not None else None,
+        capacity=int(root.findtext("capacity", "0")),
+        allocation=int(root.findtext("allocation", "0")),
+        backing_path=root.findtext("backingStore/path"),
+        backing_format=backing_format.get("type") if backing_format is not None else None,
+        encrypted=root.find("target/encryption") is not None,
+    )
+
+
+def build_volume(*, name: str, capacity: int, allocation: int, format: str | None) -> str:
+    """The document that creates a volume in a pool that isn't made of files; sizes in bytes.
+
+    The allocation is always sent: without it libvirt allocates everything.
+    """
+    root = ET.Element("volume")
+    ET.SubElement(root, "name").text = name
+    ET.SubElement(root, "capacity", unit="bytes").text = str(capacity)
+    ET.SubElement(root, "allocation", unit="bytes").text = str(allocation)
+    if format is not None:
+        ET.SubElement(ET.SubElement(root, "target"), "format", type=format)
+    return ET.tostring(root, encoding="unicode")
+
+
+def parse_domain_disks(text: str) -> tuple[DiskDef, ...]:
+    """Every storage that a domain's document refers to."""
+    return tuple(_domain_disks(ET.fromstring(text)))
+
+
+def parse_snapshot(text: str) -> SnapshotDef:
+    """Read a domain snapshot's document."""
+    root = ET.fromstring(text)
+    disks = []
+    for disk in root.findall("disks/disk"):
+        overlay = _source_ref(disk, disk.get("type", "file"))
+        disks.append(SnapshotDisk(target=disk.get("name", ""), how=disk.get("snapshot", "no"), overlay=overlay))
+    inner = [d for tag in ("domain", "inactiveDomain") for e in root.findall(tag) for d in _domain_disks(e)]
+    return SnapshotDef(
+        name=root.findtext("name", ""),
+        created=int(root.findtext("creationTime", "0")),
+        disks=tuple(disks),
+        domain_disks=tuple(inner),
+    )
+
+
+def _domain_disks(root: ET.Element) -> Iterator[DiskDef]:
+    for disk in root.findall("devices/disk"):
+        source = _source_ref(disk, disk.get("type", "file"))
+        if source is None:
+            continue
+        target = disk.find("target")
+        driver = disk.find("driver")
+        yield DiskDef(
+            target=target.get("dev") if target is not None else None,
+            bus=target.get("bus") if target is not None else None,
+            readonly=disk.find("readonly") is not None or disk.get("device") == "cdrom",
+            # libvirt opens a disk without a stated driver type as raw (probing is off).
+            format=(driver.get("type") if driver is not None else None) or "raw",
+            source=source,
+            layers=tuple(_layers(disk)),
+        )
+    yield from _other_storage(root)
+
+
+def _layers(disk: ET.Element) -> Iterator[SourceRef]:
+    """The layers below a disk, and the target of a running block copy."""
+    for element in disk.iter():
+        if element.tag in ("backingStore", "mirror"):
+            ref = _source_ref(element, element.get("type", "file"))
+            if ref is not None:
+                yield ref
+        elif element.tag == "dataStore":
+            ref = _source_ref(element, element.get("type", "file"))
+            if ref is not None:
+                yield ref
+
+
+def _other_storage(root: ET.Element) -> Iterator[DiskDef]:
+    """Files that a domain needs besides its disks: firmware state, kernels, host file systems."""
+    plain = {"loader": "loader", "nvram": "nvram", "kernel": "kernel", "initrd": "initrd", "dtb": "dtb"}
+    for tag, label in plain.items():
+        for element in root.findall(f"os/{tag}"):
+            path = element.text or ""
+            source = element.find("source")
+            if source is not None:
+                path = source.get("file") or path
+            if path.strip().startswith("/"):
+                yield DiskDef(
+                    target=label,
+                    bus=None,
+                    readonly=tag != "nvram",
+                    format=None,
+                    source=SourceRef("file", path=path.strip()),
+                    is_disk=False,
+                )
+    for element in root.findall("devices/filesystem"):
+        source = element.find("source")
+        path = (source.get("file") or source.get("dev")) if source is not None else None
+        if path:
+            target = element.find("target")
+            yield DiskDef(
+                target=target.get("dir") if target is not None else None,
+                bus=None,
+                readonly=element.find("readonly") is not None,
+                format=None,
+                source=SourceRef("file", path=path),
+                is_disk=False,
+            )
+
+
+def _source_ref(element: ET.Element, kind: str) -> SourceRef | None:
+    source = element.find("source")
+    if source is None:
+        return None
+    if kind == "volume":
+        return SourceRef("volume", pool=source.get("pool"), volume=source.get("volume"))
+    if kind == "network":
+        return SourceRef("network", path=source.get("name"), protocol=source.get("protocol"))
+    path = source.get("file") or source.get("dev")
+    if not path:
+        return None
+    return SourceRef("block" if kind == "block" else "file", path=path)

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # Copyright: Contributors to the hypervisor.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
@@ -34,6 +33,7 @@ MAX_SOCKET_PATH = 107  # bytes of sockaddr_un.sun_path, less the final NUL
 START_SECONDS = 30.0
 TERM_SECONDS = 5.0
 KILL_SECONDS = 10.0
+SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 # Where libvirt keeps things, and the subdirectory that stands there inside the namespace.
@@ -72,7 +72,7 @@ def start(directory: Path) -> str:
     if os.geteuid() != 0:
         raise HypervisorError("a private hypervisor needs root")
     for tool in ("libvirtd", "virtlogd", "virsh", "unshare"):
-        if shutil.which(tool, path=environment()["PATH"]) is None:
+        if shutil.which(tool, path=SEARCH_PATH) is None:
             raise HypervisorError(f"{tool} is not installed; './dev setup' installs it")
     if answers(root):
         return uri(root)
@@ -246,7 +246,7 @@ def name_of(pid: int) -> str | None:
 
 def environment() -> dict[str, str]:
     """What the daemons get: nothing that would lead libvirt elsewhere or translate its messages."""
-    return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8"}
+    return {"PATH": SEARCH_PATH, "HOME": "/root", "LC_ALL": "C.UTF-8"}
 
 
 def last_words(root: Path) -> str:

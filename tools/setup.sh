@@ -75,7 +75,7 @@ let_services_start() {
 make_venv() {
     local directory=$1 interpreter=$2 requirements=$3 stamp=$1/.stamp-$4 want
     shift 4
-    want=$({ "$interpreter" -V; realpath "$interpreter"; cat "$repo"/tests/requirements/*.txt; say "$*"; } | sha256sum)
+    want=$({ "$interpreter" -V; realpath "$interpreter"; cat "$repo"/tests/requirements/*.txt "$repo/tests/unit/requirements.txt"; say "$*"; } | sha256sum)
     [[ ! -e $stamp || $(<"$stamp") != "$want" ]] || return 0
     say "Setting up ${directory#"$repo"/} from ${requirements#"$repo"/}"
     rm -rf "$directory"

@@ -7,10 +7,10 @@
 # shellcheck disable=SC2154  # repo, work, venv, collection and python come from ./dev
 
 demo_packages=(
-    libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system
+    e2fsprogs libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system
     python3-libvirt python3-venv qemu-system-x86 qemu-utils
 )
-test_packages=(btrfs-progs e2fsprogs git shellcheck xfsprogs)
+test_packages=(btrfs-progs git shellcheck xfsprogs)
 
 setup() { # demo|test
     local level=$1

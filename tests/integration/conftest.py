@@ -6,16 +6,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 import libvirt
 import pytest
-
 from support.hypervisors import Hypervisor, Pool, domain_xml
 from support.images import MIB, sh
 from support.runs import Result, look_at, run_module
@@ -75,7 +76,7 @@ def make_pool(hypervisor: Hypervisor, place: Path) -> Iterator[Callable[..., Poo
     try:
         for pool in made:
             assert list(pool.path.glob(".hypervisor.storage-*")) == [], "a hidden file was left in the pool"
-            assert not leftover_processes(pool.path), leftover_processes(pool.path)
+            assert at_work_in(pool.path) == []
             if pool.hypervisor is hypervisor:
                 assert bool(pool.virt.isActive()) == pool.active, f"{pool.name} is no longer as active as it was"
     finally:
@@ -93,17 +94,18 @@ def remove(entry: Path) -> None:
         entry.unlink()
 
 
-def leftover_processes(directory: Path) -> list[str]:
-    """Image tools that still work on something in the directory."""
+def at_work_in(directory: Path) -> list[str]:
+    """Processes, domains aside, that have something of the directory open, also a file without a name."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if os.path.basename(command.split(" ")[0]).startswith("qemu-") and "qemu-system" not in command:
-            if f"{directory}/" in command:
-                found.append(command)
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            command = (process / "comm").read_text().strip()
+            if process.name == str(os.getpid()) or command.startswith(("qemu-system", "libvirtd")):
+                continue
+            for descriptor in (process / "fd").iterdir():
+                if os.readlink(descriptor).startswith(f"{directory}/"):
+                    found.append(f"{command} ({process.name})")
+                    break
     return found
 
 
@@ -133,18 +135,17 @@ def loop_device(place: Path) -> Iterator[Path]:
 @pytest.fixture
 def domain(hypervisor: Hypervisor, make_pool: Callable[..., Pool]) -> Iterator[Callable[..., libvirt.virDomain]]:
     """``domain(*disks, running=True)``: a defined, by default started, domain with these disks."""
-    defined: list[libvirt.virDomain] = []
+    conn, numbers = hypervisor.conn, itertools.count()
 
     def define(*disks: str, running: bool = True, transient: bool = False, name: str = "") -> libvirt.virDomain:
-        xml = domain_xml(name or f"vm{len(defined)}", *disks)
-        conn = hypervisor.conn
-        defined.append(conn.createXML(xml) if transient else conn.defineXML(xml))
+        xml = domain_xml(name or f"vm{next(numbers)}", *disks)
+        virt = conn.createXML(xml) if transient else conn.defineXML(xml)
         if running and not transient:
-            defined[-1].create()
-        return defined[-1]
+            virt.create()
+        return virt
 
     yield define
-    for virt in defined:
+    for virt in conn.listAllDomains():
         lasting = virt.isPersistent()
         if virt.isActive():
             virt.destroy()

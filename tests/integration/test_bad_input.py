@@ -14,7 +14,7 @@ from pathlib import Path
 import libvirt
 import pytest
 from support.images import MIB, blank, digest, make
-from support.runs import environment, run_adhoc, run_module, start_module, finish_module
+from support.runs import environment, finish_module, run_adhoc, run_module, start_module
 
 LEGAL_NAMES = [
     "-rf", "--help", "-", "a b", " leading", "trailing ", "it's", 'say "x"', "<xml>&amp;", "]]>", "a;b", "$(touch x)", "`id`",
@@ -66,7 +66,7 @@ def test_bad_names(volume, pool, name):
 
 
 @pytest.mark.parametrize("option", ["template", "snapshot_volume"])
-@pytest.mark.parametrize("name", ["", "..", "a/b", "a\nb", "a\0b", "\udc80", "x" * 300])
+@pytest.mark.parametrize("name", ["", "..", "a/b", "a\nb", "a\0b", "x" * 300])
 def test_bad_names_of_other_volumes(volume, pool, option, name):
     result = volume(name="a", **{option: name, **({"snapshot": "s"} if option == "snapshot_volume" else {})})
     assert result["failed"], result
@@ -74,11 +74,11 @@ def test_bad_names_of_other_volumes(volume, pool, option, name):
     assert os.listdir(pool.path) == []
 
 
-@pytest.mark.parametrize("pool_name", ["", "../x", "a\nb", "a\0b", "\udc80", "<x/>", "x" * 5000, "nowhere", "日本"], ids=ascii)
+@pytest.mark.parametrize("pool_name", ["", "../x", "a\nb", "a\0b", "<x/>", "x" * 5000, "nowhere", "日本"], ids=ascii)
 def test_bad_pool_names(hypervisor, pool_name):
     for module, wish in (("volume", {"name": "a", "size": "1M", "pool": pool_name}), ("volume_info", {"pool": [pool_name]})):
         result = run_module(module, {"uri": hypervisor.uri, **wish})
-        assert result["failed"] and result["reason"] in ("pool_not_found", "invalid_name"), result
+        assert result["failed"] and result["reason"] in ("pool_not_found", "invalid_option"), result
 
 
 @pytest.mark.parametrize("size", BAD_SIZES, ids=lambda s: ascii(s)[:30])
@@ -104,7 +104,7 @@ def test_sizes_no_format_or_disk_can_hold(volume, pool, fmt, size):
 ], ids=str)
 def test_values_no_option_has(volume, pool, wish):
     result = volume(**{"name": "a", "size": "1M", **wish})
-    assert result["failed"] or wish == {"name": []}, result
+    assert result.get("failed") or (wish == {"name": []} and not result["changed"]), result
     assert os.listdir(pool.path) == []
 
 
@@ -167,7 +167,8 @@ def no_libvirt(tmp_path):
 @pytest.mark.parametrize("module", ["volume", "volume_info"])
 def test_missing_libvirt_python(hypervisor, pool, no_libvirt, module):
     wish = {"name": "a", "size": "1M", "pool": pool.name} if module == "volume" else {}
-    result = finish_module(start_module(module, {"uri": hypervisor.uri, **wish}, prefix=no_libvirt))
+    # Ansible's own search for another interpreter lets those speak on stderr.
+    result = finish_module(start_module(module, {"uri": hypervisor.uri, **wish}, prefix=no_libvirt), quiet=False)
     assert result["failed"] and result["reason"] == "tool_missing", result
     assert "python3-libvirt" in result["msg"]
 

@@ -12,7 +12,8 @@ import time
 import uuid
 
 import pytest
-from support.images import GIB, KIB, MIB, blank, file_sha, info as image_info, make, sh, used, write
+from support.images import GIB, KIB, MIB, blank, file_sha, make, sh, used, write
+from support.images import info as image_info
 from support.runs import run_module
 
 

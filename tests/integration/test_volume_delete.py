@@ -232,8 +232,8 @@ def test_open_in_a_bare_qemu(volume, pool, fmt):
     assert volume(name="a", state="absent")["changed"]
 
 
-def test_served_by_qemu_nbd(volume, pool, victim, place):
-    with exported_by_nbd(victim, place / "nbd.sock"):
+def test_served_by_qemu_nbd(volume, victim):
+    with exported_by_nbd(victim):
         for check in (True, False):
             result = volume(name="a", state="absent", check=check)
             assert result["failed"] and result["reason"] == "volume_in_use", result

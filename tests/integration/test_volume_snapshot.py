@@ -9,7 +9,8 @@ from __future__ import annotations
 import libvirt
 import pytest
 from support.hypervisors import disk, guest_writes
-from support.images import MIB, digest, file_sha, info as image_info, make, overlay, sh, take_snapshot, write
+from support.images import MIB, digest, file_sha, make, overlay, sh, take_snapshot, write
+from support.images import info as image_info
 
 
 @pytest.fixture

@@ -9,7 +9,23 @@ from __future__ import annotations
 import pytest
 from support.hypervisors import disk
 from support.images import (
-    GIB, MIB, blank, content, digest, file_sha, held_by_qemu_io, info as image_info, make, noise, overlay, sha, sh, used, write,
+    GIB,
+    MIB,
+    blank,
+    content,
+    digest,
+    file_sha,
+    held_by_qemu_io,
+    make,
+    noise,
+    overlay,
+    sh,
+    sha,
+    used,
+    write,
+)
+from support.images import (
+    info as image_info,
 )
 
 

@@ -14,8 +14,8 @@ import struct
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
@@ -111,30 +111,27 @@ def patch(path: Path, offset: int, data: bytes) -> None:
 def held_by_qemu_io(path: Path, fmt: str = "qcow2") -> Iterator[None]:
     """A bare qemu process, unknown to libvirt, that has the image open for writing."""
     argv = ["qemu-io", "-f", fmt, str(path)]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as holder:
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         try:
-            wait_until(lambda: _locked(path, fmt))
+            # Its prompt says that the image is open; looking at the image instead could disturb the opening.
+            assert holder.stdout.read(8) == b"qemu-io>"
             yield
         finally:
             holder.kill()
 
 
 @contextlib.contextmanager
-def exported_by_nbd(path: Path, socket: Path, fmt: str = "qcow2") -> Iterator[None]:
+def exported_by_nbd(path: Path, fmt: str = "qcow2") -> Iterator[None]:
     """A bare qemu-nbd that serves the image read-write."""
-    with subprocess.Popen(["qemu-nbd", "-f", fmt, "-t", "-k", str(socket), str(path)]) as server:
-        try:
-            wait_until(lambda: socket.exists() and _locked(path, fmt))
-            yield
-        finally:
-            server.kill()
-            server.wait()
-            socket.unlink(missing_ok=True)
-
-
-def _locked(path: Path, fmt: str) -> bool:
-    """Whether qemu-img is refused because a writer holds its image lock."""
-    return subprocess.run(["qemu-img", "info", "-f", fmt, str(path)], capture_output=True, check=False).returncode != 0
+    with tempfile.TemporaryDirectory() as tmp:
+        ready = Path(tmp, "pid")
+        argv = ["qemu-nbd", "-f", fmt, "-t", "-k", f"{tmp}/socket", f"--pid-file={ready}", str(path)]
+        with subprocess.Popen(argv) as server:
+            try:
+                wait_until(ready.exists)
+                yield
+            finally:
+                server.kill()
 
 
 def wait_until(ready, timeout: float = 10) -> None:

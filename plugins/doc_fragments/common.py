@@ -113,7 +113,7 @@ attributes:
   action_group:
     description: Use C(group/hypervisor.storage.storage) in C(module_defaults) to set defaults for all modules at once.
     support: full
-    membership: hypervisor.storage.storage
+    membership: [hypervisor.storage.storage]
 """
 
     INFO_ATTRIBUTES = r"""
@@ -135,5 +135,5 @@ attributes:
   action_group:
     description: Use C(group/hypervisor.storage.storage) in C(module_defaults) to set defaults for all modules at once.
     support: full
-    membership: hypervisor.storage.storage
+    membership: [hypervisor.storage.storage]
 """

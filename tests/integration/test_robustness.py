@@ -117,7 +117,7 @@ def test_out_of_space_while_writing(hypervisor, small, make_pool):
 def test_eight_at_once_make_the_same_volume(hypervisor, pool, wish):
     template = make(pool / "template", size=4 * MIB)
     params = {"uri": hypervisor.uri, "pool": pool.name, "name": "a", **wish}
-    results = [finish_module(p, 90) for p in [start_module("volume", params) for _ in range(8)]]
+    results = [finish_module(p, 90) for p in [start_module("volume", params) for _time in range(8)]]
     for result in results:
         assert not result.get("failed") or result["reason"] == "locked", result
     assert sum(bool(r.get("changed")) for r in results) == 1, [r.get("changed") for r in results]

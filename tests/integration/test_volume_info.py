@@ -50,7 +50,7 @@ def test_pool_facts(info, pool, small):
 
 
 def test_pools_by_name(info, names, make_pool):
-    pools = [make_pool() for _ in range(3)]
+    pools = [make_pool() for _time in range(3)]
     for number, pool in enumerate(pools):
         blank(pool / f"v{number}")
     assert names(pool=[pools[0].name, pools[2].name]) == ["v0", "v2"]
@@ -220,7 +220,7 @@ def test_open_read_write_by_a_domain(only, pool, domain):
     """Describing must neither need nor take the image lock."""
     take_snapshot(blank(pool / "a"), "s")
     virt = domain(disk(pool / "a"))
-    for _ in range(3):
+    for _time in range(3):
         assert only(name="a")["capacity"] == MIB
     assert virt.isActive() and virt.blockInfo("vda")[0] == MIB
 
@@ -276,7 +276,7 @@ def test_volumes_that_vanish_meanwhile_are_skipped(info, pool):
     thread = threading.Thread(target=flicker)
     thread.start()
     try:
-        for _ in range(4):
+        for _time in range(4):
             result = info(pool=[pool.name])
             assert not result.get("failed"), result
             assert "stays" in [v["name"] for v in result["volumes"]]

@@ -49,7 +49,8 @@ LEGAL = [
 ]
 
 ILLEGAL: list[object] = [
-    None, True, False, 1.0, 1.5, float("nan"), float("inf"), [], ["1G"], {}, {"size": 1}, (), b"1G", pytest.param(object(), id="an object"),
+    None, True, False, 1.0, 1.5, float("nan"), float("inf"), [], ["1G"], {}, {"size": 1}, (), b"1G",
+    pytest.param(object(), id="an object"),
     0, -1, 2**63, -(2**63), 10**5000, -(10**5000),
     "", " ", "\t", "\n", "0", "00", "0G", "0.0G", "0.0 KiB", "-1", "-1G", "- 1G", "+1", "+10G", "--1",
     "1k", "1g", "10gb", "10Gib", "10GIB", "10kB", "10 gib", "10B", "10 b", "10bytes", "10Gi", "10GBs",

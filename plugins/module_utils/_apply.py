@@ -265,5 +265,5 @@ def _assert_snapshot_stands(step: CopyImage) -> None:
         return
     facts = _directory.look_at(step.source.path)
     entries = facts.header.snapshots if facts is not None and facts.header is not None else ()
-    if not any((entry.id, entry.name) == step.source.snapshot for entry in entries):
+    if not any((entry.id, entry.name) == (step.source.snapshot, step.source.snapshot_name) for entry in entries):
         raise UnsafeImage(f"The {step.source.label} went away while it was copied, so the copy was dropped. Run again.")

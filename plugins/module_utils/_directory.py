@@ -85,6 +85,8 @@ def look_at(path: str, *, known_raw: bool = False) -> FileFacts | None:
     except (OSError, ValueError):
         return None
     kind = _kind_of(found)
+    if is_link and is_pseudo(path):
+        kind = "other"  # a read could never end, or eat what it shows, as that of /proc/kmsg does
     header: ImageHeader | None = None
     mark: str | None = None
     trouble: str | None = None

@@ -53,7 +53,7 @@ class Host:
 
     connection: Connection
     _pools: list[Pool] | None = None
-    _domains: _domains.DomainMap | None = None
+    _domain_map: _domains.DomainMap | None = None
     _scans: dict[str, list[_directory.FileFacts]] = field(default_factory=dict)
     _children: dict[Ident, list[tuple[Ident, Dependent | None]]] | None = None
     _homes: dict[Ident, tuple[Pool, str]] | None = None
@@ -61,7 +61,7 @@ class Host:
 
     def forget(self) -> None:
         """Drop what was seen, after a change or a wait."""
-        self._pools = self._domains = self._children = self._homes = None
+        self._pools = self._domain_map = self._children = self._homes = None
         self._scans.clear()
         self._reader = _chains.ChainReader()
 
@@ -139,7 +139,7 @@ class Host:
 
     def image_at(self, path: str) -> Image | None:
         """The image at an absolute path: a pool's volume where one lies there, else the bare file."""
-        facts = _directory.look_at(path)
+        facts = None if _directory.is_pseudo(path) else _directory.look_at(path)
         if facts is None:
             return None
         home = self.home(facts.ident)
@@ -235,9 +235,9 @@ class Host:
 
     def domains(self) -> _domains.DomainMap:
         """The map of all domains' storage."""
-        if self._domains is None:
-            self._domains = _domains.build(self.connection.domains(), locate=self.locate, below=self._below)
-        return self._domains
+        if self._domain_map is None:
+            self._domain_map = _domains.build(self.connection.domains(), locate=self.locate, below=self._below)
+        return self._domain_map
 
     def attachments(self, image: Image) -> tuple[Attachment, ...]:
         """Every use of an image by a domain of this host."""

@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from . import _xml
@@ -32,6 +32,7 @@ BUSY_TIMEOUT = 60.0
 #: How long a remote daemon may take to accept a connection, in seconds.
 CONNECT_TIMEOUT = 10.0
 
+Answer = TypeVar("Answer")
 _STATES = ("no state", "running", "running", "paused", "shutdown", "shutoff", "crashed", "pmsuspended")
 
 
@@ -64,12 +65,8 @@ class Connection:
         """All active pools, sorted by name."""
         with _translate("list the storage pools"):
             handles = self._handle.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE)
-        pools = []
-        for handle in handles:
-            pool = _gone_is_none(lambda h=handle: self._describe(h, active=True))
-            if pool is not None:
-                pools.append(pool)
-        return sorted(pools, key=lambda pool: pool.name)
+        found = [_unless_gone(self._describe, handle) for handle in handles]
+        return sorted((pool for pool in found if pool is not None), key=lambda pool: pool.name)
 
     def inactive_pools(self) -> list[str]:
         """The names of the pools that are defined but not active."""
@@ -97,10 +94,10 @@ class Connection:
                 f"Storage pool {name!r} is not active. Start it ('virsh pool-start {name}') and run again.", pool=name
             )
         with _translate(f"describe storage pool {name!r}"):
-            return self._describe(handle, active=True)
+            return self._describe(handle)
 
-    def _describe(self, handle: Any, *, active: bool) -> Pool:
-        pool = _xml.parse_pool(handle.XMLDesc(0), active=active)
+    def _describe(self, handle: Any) -> Pool:
+        pool = _xml.parse_pool(handle.XMLDesc(0))
         self._pools[pool.uuid] = handle
         return pool
 
@@ -144,17 +141,17 @@ class Connection:
     def volume(self, pool: Pool, name: str) -> _xml.VolumeDef | None:
         """What libvirt knows of a volume now (no refresh), or ``None``."""
 
-        def describe() -> _xml.VolumeDef:
-            return _xml.parse_volume(self._pools[pool.uuid].storageVolLookupByName(name).XMLDesc(0))
+        def describe(handle: Any) -> _xml.VolumeDef:
+            return _xml.parse_volume(handle.storageVolLookupByName(name).XMLDesc(0))
 
         with _translate(f"look up volume {name!r} in pool {pool.name!r}"):
-            return _gone_is_none(describe)
+            return _unless_gone(describe, self._pools[pool.uuid])
 
     def volumes(self, pool: Pool) -> list[_xml.VolumeDef]:
         """What libvirt knows of all volumes of a pool now; those that vanish meanwhile are left out."""
         with _translate(f"list the volumes of pool {pool.name!r}"):
             handles = self._pools[pool.uuid].listAllVolumes(0)
-            found = [_gone_is_none(lambda h=handle: _xml.parse_volume(h.XMLDesc(0))) for handle in handles]
+            found = [_unless_gone(lambda each: _xml.parse_volume(each.XMLDesc(0)), handle) for handle in handles]
         return [definition for definition in found if definition is not None]
 
     def create_volume(self, pool: Pool, document: str) -> None:
@@ -189,7 +186,7 @@ class Connection:
             with_snapshots = {
                 d.UUIDString() for d in self._handle.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_HAS_SNAPSHOT)
             }
-            found = [_gone_is_none(lambda h=handle: _domain_facts(h, with_snapshots)) for handle in handles]
+            found = [_unless_gone(lambda each: _domain_facts(each, with_snapshots), handle) for handle in handles]
         return [facts for facts in found if facts is not None]
 
     def block_resize(self, *, domain_uuid: str, target: str, capacity: int) -> None:
@@ -284,10 +281,10 @@ def _domain_facts(handle: Any, with_snapshots: set[str]) -> DomainFacts:
     )
 
 
-def _gone_is_none(read: Callable[[], Any]) -> Any:
-    """The answer, or ``None`` when the object has vanished since it was listed."""
+def _unless_gone(read: Callable[[Any], Answer], handle: Any) -> Answer | None:
+    """What ``read`` says of an object, or ``None`` when it has vanished since it was listed."""
     try:
-        return read()
+        return read(handle)
     except libvirt.libvirtError as error:
         if error.get_error_code() in (
             libvirt.VIR_ERR_NO_DOMAIN,

@@ -12,7 +12,7 @@ from typing import Any
 #: What tells one piece of storage from another, whatever path leads to it:
 #: ``("file", st_dev, st_ino)``, ``("block", st_rdev, 0)``, ``("network", key, "")`` or, where nothing
 #: is there to be looked at, ``("path", normalised path, "")``.
-Ident = tuple  # tuple[str, Any, Any]
+Ident = tuple[str, Any, Any]
 
 #: Pool types whose volumes are files in a directory of this host.
 FILE_POOL_TYPES = frozenset({"dir", "fs", "netfs", "vstorage"})

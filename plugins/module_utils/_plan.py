@@ -71,8 +71,8 @@ class Source:
     format: str
     capacity: int
     in_pool: bool = True
-    snapshot: tuple[str, str] | None = None  # (id, name) of an internal snapshot to read
-    current_capacity: int | None = None  # of the image, where the snapshot's differs
+    snapshot: str | None = None  # id of an internal snapshot to read
+    snapshot_name: str | None = None
     shared: bool = False  # a running domain writes to the image meanwhile
 
 

@@ -19,8 +19,6 @@ from ._inventory import Host
 from ._model import Volume
 from ._plan import Plan
 
-Collected = "tuple[dict[str, Any], list[str]]"
-
 
 class LifecycleTask(Protocol):
     """What a module that changes volumes hands to run_lifecycle()."""
@@ -48,6 +46,7 @@ class _Module(AnsibleModule):  # type: ignore[misc]  # ansible-core has no type 
     def fail_json(self, msg: str, **facts: Any) -> NoReturn:
         facts.setdefault("reason", "invalid_option")
         super().fail_json(msg=_clean(msg), **_clean(facts))
+        raise SystemExit(1)
 
 
 def run_lifecycle(
@@ -66,6 +65,8 @@ def run_lifecycle(
                 if plan.changed and not module.check_mode:
                     task.carry_out(host, plan)
                     volumes = task.describe(host)
+        for warning in [*plan.warnings, *(text for planned in plan.volumes for text in planned.warnings)]:
+            module.warn(_clean(warning))
         module.exit_json(**_clean(_report(task, plan, volumes)))
 
 
@@ -88,7 +89,6 @@ def _report(task: LifecycleTask, plan: Plan, volumes: list[Volume | None]) -> di
         "actions": plan.actions,
         "volumes": [volume.to_result() if volume else None for volume in volumes],
         "diff": {"before": plan.before, "after": plan.after},
-        "warnings": list(plan.warnings) + [text for planned in plan.volumes for text in planned.warnings],
     }
     if len(task.names) == 1:
         result["volume"] = result["volumes"][0]

@@ -36,7 +36,7 @@ def find_template(host: Host, *, template: str, pool: Pool, for_overlay: bool) -
         where = f"template {template!r}"
         if image is None:
             raise TemplateNotFound(
-                f"There is no file {template!r} on the hypervisor to use as template.", template=template
+                f"There is no image file {template!r} on the hypervisor to use as template.", template=template
             )
     else:
         image = host.image(pool, template)
@@ -81,6 +81,8 @@ def assert_readable(host: Host, image: Image, where: str) -> None:
     """Refuse images that must not be let near a tool, and chains that leave the pools; raises UnsafeImage, Unsupported."""
     if image.distrust is not None:
         raise UnsafeImage(f"The {where} is not safe to read: {image.distrust}.", path=image.path)
+    if image.capacity == 0:
+        raise UnsafeImage(f"The {where} is empty: it can't be what was meant.", path=image.path)
     if image.header.encryption is not None or image.format == "luks":
         raise Unsupported(f"The {where} is encrypted by QEMU; only its own domain can read it.", path=image.path)
     if image.format not in ("qcow2", "raw"):
@@ -144,6 +146,8 @@ def _pick_internal(image: Image, wanted: str) -> SnapshotEntry | None:
 def _internal_source(host: Host, image: Image, entry: SnapshotEntry, pool: Pool) -> Source:
     where = f"snapshot {entry.name!r} of volume {image.name!r} in pool {pool.name!r}"
     assert_readable(host, image, where)
+    if sum(other.id == entry.id for other in image.header.snapshots) > 1:
+        raise UnsafeImage(f"The {where} can't be told from others: several have the id {entry.id!r}.", path=image.path)
     written = any(use.live and use.via == "disk" and not use.readonly for use in host.attachments(image))
     if not written and image.type == "file":
         written = _locks.image_users(image.path) == "writing"
@@ -152,8 +156,8 @@ def _internal_source(host: Host, image: Image, entry: SnapshotEntry, pool: Pool)
         label=where,
         format="qcow2",
         capacity=entry.disk_size or image.capacity,
-        snapshot=(entry.id, entry.name),
-        current_capacity=image.capacity,
+        snapshot=entry.id,
+        snapshot_name=entry.name,
         shared=written,
     )
 

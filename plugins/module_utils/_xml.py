@@ -181,17 +181,16 @@ def _other_storage(root: ET.Element) -> Iterator[DiskDef]:
     plain = {"loader": "loader", "nvram": "nvram", "kernel": "kernel", "initrd": "initrd", "dtb": "dtb"}
     for tag, label in plain.items():
         for element in root.findall(f"os/{tag}"):
-            path = element.text or ""
             source = element.find("source")
-            if source is not None:
-                path = source.get("file") or path
-            if path.strip().startswith("/"):
+            stated = source.get("file") if source is not None else None
+            location = (stated or element.text or "").strip()
+            if location.startswith("/"):
                 yield DiskDef(
                     target=label,
                     bus=None,
                     readonly=tag != "nvram",
                     format=None,
-                    source=SourceRef("file", path=path.strip()),
+                    source=SourceRef("file", path=location),
                     is_disk=False,
                 )
     for element in root.findall("devices/filesystem"):

@@ -181,6 +181,7 @@ class VolumePlan:
     after: dict[str, Any]
     result: Volume | None
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # for the result's msg: what the caller should know or do next
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,9 @@ def _report(task: LifecycleTask, plan: Plan, volumes: list[Volume | None]) -> di
         "volumes": [volume.to_result() if volume else None for volume in volumes],
         "diff": {"before": plan.before, "after": plan.after},
     }
+    notes = dict.fromkeys(note for planned in plan.volumes for note in planned.notes)
+    if notes:
+        result["msg"] = " ".join(notes)
     if len(task.names) == 1:
         result["volume"] = result["volumes"][0]
     result["volumes"] = [volume for volume in result["volumes"] if volume is not None]

@@ -1,0 +1,81 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What all use cases that change volumes share: the right to work on their names, and the look afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from . import _locks, _requests, _staging
+from ._directory import identify, loop_devices_on
+from ._errors import Unsupported, VolumeNotFound
+from ._inventory import NOT_AN_IMAGE, Host, Image
+from ._model import Ident, Pool, Volume
+from ._plan import Facts
+
+
+class NamedVolumes:
+    """The volumes that one call names, in one pool."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self.names = _requests.read_names(params)
+        self.pool_name: str = params["pool"]
+
+    @contextlib.contextmanager
+    def guard(self, host: Host) -> Iterator[None]:
+        """Hold the names; leftovers of killed runs are cleared first, and libvirt's view of the names set right."""
+        pool = host.pool(self.pool_name)
+        with _locks.hold_names(_place_of(pool), self.names):
+            host.forget()
+            if pool.stores_files and pool.path is not None:
+                _staging.sweep(pool.path)
+                self._correct_libvirt(host, pool)
+            yield
+
+    def describe(self, host: Host) -> list[Volume | None]:
+        """The volumes as they are now."""
+        pool = host.pool(self.pool_name)
+        images = [host.image(pool, name) for name in self.names]
+        return [host.describe(image) if image is not None else None for image in images]
+
+    def _correct_libvirt(self, host: Host, pool: Pool) -> None:
+        """A run that was killed after it published or removed a file could not tell libvirt: do it now."""
+        for name in self.names:
+            if (host.image(pool, name) is not None) != (host.connection.volume(pool, name) is not None):
+                host.tell_libvirt(pool)
+                return
+
+
+def find_image(host: Host, pool: Pool, name: str) -> Image | None:
+    """A pool's volume by name; raises Unsupported for what bears a volume's name but can't be one."""
+    image = host.image(pool, name)
+    if image is not None and image.distrust == NOT_AN_IMAGE:
+        raise Unsupported(
+            f"{image.path!r} in pool {pool.name!r} is neither a file nor a block device; it is left alone.", path=image.path
+        )
+    return image
+
+
+def need_image(host: Host, pool: Pool, name: str) -> Image:
+    """Like find_image(), but raises VolumeNotFound when there is nothing."""
+    image = find_image(host, pool, name)
+    if image is None:
+        raise VolumeNotFound(f"There is no volume {name!r} in pool {pool.name!r}.", volume=name, pool=pool.name)
+    return image
+
+
+def gather_facts(image: Image | None) -> Facts:
+    """Who has an image open, whether libvirt knows them or not."""
+    if image is None or image.type != "file":
+        return Facts()
+    return Facts(opened=_locks.image_users(image.path), loop_devices=tuple(loop_devices_on(image.ident)))
+
+
+def _place_of(pool: Pool) -> Ident:
+    if pool.stores_files and pool.path is not None:
+        return identify(pool.path)
+    return ("pool", pool.uuid, "")

@@ -1,0 +1,83 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""How many bytes a step writes, and how many its volume can come to take: measured, not guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from . import _plan
+from ._inventory import Host
+from ._model import Pool
+from ._plan import Step, VolumePlan
+from ._qemu_img import Measure, QemuImg
+
+
+class SpaceCheck:
+    """Sums the needs of all steps of a call; asks qemu-img once for each different image."""
+
+    def __init__(self, qemu_img: QemuImg) -> None:
+        self._qemu_img = qemu_img
+        self._measured: dict[tuple[object, ...], Measure] = {}
+
+    def check(self, host: Host, pool: Pool, plans: Sequence[VolumePlan], *, overcommit: bool) -> tuple[str, ...]:
+        """Warnings about promises that the pool can't keep now; raises InsufficientSpace."""
+        steps = [step for planned in plans for step in planned.steps]
+        if not steps:
+            return ()
+        required = promised = 0
+        for step in steps:
+            now, later = self._needs(step)
+            required += now
+            promised += max(now, later)
+        return _plan.check_space(
+            pool=pool,
+            names=[step.name for step in steps],
+            required=required,
+            thin=promised - required,
+            available=host.free_bytes(pool),
+            overcommit=overcommit,
+        )
+
+    def _needs(self, step: Step) -> tuple[int, int]:
+        """Bytes that a step writes or reserves itself, and bytes that its volume can come to take."""
+        if isinstance(step, _plan.Delete):
+            return 0, 0
+        if isinstance(step, _plan.Grow):
+            added = step.capacity - step.capacity_before
+            return (0 if step.preallocation == "off" else added), added
+        if isinstance(step, _plan.CreateOverlay):
+            return _plan.empty_qcow2_bytes(step.capacity, step.cluster_size), step.capacity
+        if step.format == "raw" and step.preallocation != "off":
+            return step.capacity, step.capacity
+        if isinstance(step, _plan.CreateBlank) and step.preallocation == "off":
+            if step.format == "raw":
+                return 0, step.capacity
+            return _plan.empty_qcow2_bytes(step.capacity, step.cluster_size), step.capacity
+        measured = self._measure(step)
+        now = measured.fully_allocated if step.preallocation in ("falloc", "full") else measured.required
+        return now, max(now, step.capacity)
+
+    def _measure(self, step: _plan.CreateBlank | _plan.CopyImage) -> Measure:
+        options = {"cluster_size": str(step.cluster_size)} if step.cluster_size is not None else {}
+        if isinstance(step, _plan.CreateBlank):
+            key: tuple[object, ...] = (step.format, step.capacity, step.cluster_size)
+            if key not in self._measured:
+                self._measured[key] = self._qemu_img.measure_empty(
+                    capacity=step.capacity, image_format=step.format, options=options
+                )
+            return self._measured[key]
+        source = step.source
+        key = (source.path, source.snapshot, step.format, step.cluster_size)
+        if key not in self._measured:
+            self._measured[key] = self._qemu_img.measure(
+                source=source.path,
+                source_format=source.format,
+                snapshot=source.snapshot,
+                shared=source.shared,
+                target_format=step.format,
+                options=options,
+            )
+        return self._measured[key]

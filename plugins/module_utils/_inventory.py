@@ -131,7 +131,7 @@ class Host:
             found = [self._image_of_definition(definition, pool) for definition in self.connection.volumes(pool)]
         else:
             found = [
-                self._image_of(facts, pool)
+                self._image_of(facts, pool, in_bulk=True)
                 for facts in self.scan(pool)
                 if facts.kind in ("file", "block") and _is_text(facts.name)
             ]
@@ -173,9 +173,9 @@ class Host:
                 self._scans[pool.path] = []
         return self._scans[pool.path]
 
-    def _image_of(self, facts: _directory.FileFacts, pool: Pool | None) -> Image:
+    def _image_of(self, facts: _directory.FileFacts, pool: Pool | None, *, in_bulk: bool = False) -> Image:
         header = facts.header or raw_header(facts.size)
-        settled = self._settle(facts, pool)
+        settled = self._settle(facts, pool, in_bulk=in_bulk)
         if settled.format == "raw":
             header = raw_header(facts.size)
         chain = self._reader.below(facts.path, header, facts.ident) if settled.format == "qcow2" else _chains.Chain()
@@ -197,15 +197,23 @@ class Host:
             distrust=distrust,
         )
 
-    def _settle(self, facts: _directory.FileFacts, pool: Pool | None) -> _formats.Settled:
+    def _settle(self, facts: _directory.FileFacts, pool: Pool | None, *, in_bulk: bool) -> _formats.Settled:
         probed = facts.header.format if facts.header is not None else "raw"
         stated = self.domains().formats(facts.ident)
         defined = None
         if probed != "raw" and not stated and facts.mark is None and pool is not None and not facts.is_link:
-            # Nobody but libvirt can say whether this was made as what it looks like.
-            definition = self.connection.volume(pool, facts.name)
+            # Nobody but libvirt can say whether this was made as what it looks like. A long list asks only about
+            # images that claim something outside the pools: a call for each volume would take longer than all else.
+            asked = not in_bulk or self._reaches_out(facts)
+            definition = self.connection.volume(pool, facts.name) if asked else None
             defined = definition.format if definition is not None else None
         return _formats.settle(probed=probed, stated=stated, marked=facts.mark, defined=defined)
+
+    def _reaches_out(self, facts: _directory.FileFacts) -> bool:
+        if facts.header is None or facts.header.format != "qcow2":
+            return True
+        chain = self._reader.below(facts.path, facts.header, facts.ident)
+        return chain.trouble is not None or any(self.home(layer.ident) is None for layer in chain.layers)
 
     def _image_of_definition(self, definition: _xml.VolumeDef, pool: Pool) -> Image:
         header = raw_header(definition.capacity)

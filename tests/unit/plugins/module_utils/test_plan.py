@@ -49,6 +49,7 @@ SNAPSHOT = Source(
 FROM_TEMPLATE = Wish(template="base")
 FROM_SNAPSHOT = Wish(snapshot="s", snapshot_volume="web")
 RIGHTS = Rights(0, 107, 0o640)
+IDLE = Facts()
 
 
 def volume(**changes: Any) -> Volume:
@@ -210,8 +211,9 @@ def test_capacity_is_whole_sectors_and_at_least_the_source(
 
 def test_capacity_of_a_blank_volume_must_be_given() -> None:
     error = raised(
-        "invalid_option", _plan.settle_capacity, Wish(), name="web", source=None, image_format="qcow2", cluster_size=None
-    )
+        "invalid_option", _plan.settle_capacity, Wish(),
+        name="web", source=None, image_format="qcow2", cluster_size=None,
+    )  # fmt: skip
     assert "'web'" in error.msg
 
 
@@ -384,7 +386,9 @@ def test_create_is_refused_before_anything_is_done(pool: Pool, wish: Wish, sourc
 # -- what exists -----------------------------------------------------------------------------------
 
 
-def plan_existing(there: Volume, wish: Wish, *, same: bool = False, facts: Facts = Facts(), pool: Pool = DIR) -> VolumePlan:
+def plan_existing(
+    there: Volume, wish: Wish, *, same: bool = False, facts: Facts = IDLE, pool: Pool = DIR
+) -> VolumePlan:
     return _plan.plan_existing(volume=there, wish=wish, pool=pool, same_backing=same, facts=facts)
 
 
@@ -479,7 +483,7 @@ def test_an_overlay_is_grown_above_its_template() -> None:
 # -- grow ------------------------------------------------------------------------------------------
 
 
-def plan_grow(there: Volume, size: int, *, facts: Facts = Facts()) -> VolumePlan:
+def plan_grow(there: Volume, size: int, *, facts: Facts = IDLE) -> VolumePlan:
     return _plan.plan_grow(volume=there, pool=DIR, size=size, preallocation=None, facts=facts)
 
 
@@ -563,7 +567,7 @@ def test_what_can_not_grow_while_in_use(attachments: tuple[Attachment, ...], fac
 
 
 def plan_delete(
-    there: Volume | None, *, wipe: bool = False, facts: Facts = Facts(), going: tuple[tuple[str, str], ...] = ()
+    there: Volume | None, *, wipe: bool = False, facts: Facts = IDLE, going: tuple[tuple[str, str], ...] = ()
 ) -> VolumePlan:
     return _plan.plan_delete(name="web", pool=DIR, volume=there, wipe=wipe, facts=facts, going=going)
 
@@ -659,7 +663,9 @@ def test_an_empty_qcow2_has_the_default_cluster_size() -> None:
     assert _plan.empty_qcow2_bytes(MIB, None) == _plan.empty_qcow2_bytes(MIB, 65536)
 
 
-def check_space(required: int, thin: int, available: int, *, overcommit: bool = True, names: int = 1) -> tuple[str, ...]:
+def check_space(
+    required: int, thin: int, available: int, *, overcommit: bool = True, names: int = 1
+) -> tuple[str, ...]:
     return _plan.check_space(
         pool=DIR, names=[f"web{n}" for n in range(names)], required=required, thin=thin, available=available,
         overcommit=overcommit,

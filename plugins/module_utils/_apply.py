@@ -12,12 +12,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from . import _directory, _locks, _staging, _xml
-from ._errors import StorageError, ToolFailed, UnsafeImage, Unsupported, VolumeMismatch
+from ._copy import copy_image
+from ._errors import StorageError, Unsupported, VolumeMismatch
 from ._grow import grow
-from ._image_header import read_header
 from ._inventory import Host
 from ._model import Pool
-from ._plan import CopyImage, CreateBlank, CreateOverlay, Delete, Facts, Grow, Plan, Rights, Step, refuse_harm
+from ._plan import (
+    CopyImage,
+    CreateBlank,
+    CreateOverlay,
+    Delete,
+    Facts,
+    Grow,
+    Plan,
+    Rights,
+    Step,
+    qcow2_options,
+    refuse_harm,
+)
 from ._qemu_img import QemuImg
 
 #: An empty image up to this many bytes is made once per call and then written again for each name that wants the same.
@@ -30,6 +42,7 @@ class Worker:
 
     host: Host
     qemu_img: QemuImg
+    consistency: dict[str, str] = field(default_factory=dict)  # of each copy, by name
     _patterns: dict[tuple[object, ...], bytes] = field(default_factory=dict)
 
     def carry_out(self, plan: Plan) -> None:
@@ -93,7 +106,7 @@ class Worker:
             else:
                 options = {"preallocation": step.preallocation}
                 if step.format == "qcow2":
-                    options.update(_qcow2_options(step.cluster_size))
+                    options.update(qcow2_options(step.cluster_size))
                 self._write_empty(staged, image_format=step.format, capacity=step.capacity, options=options)
             _publish(staged, step)
 
@@ -104,7 +117,7 @@ class Worker:
                 staged,
                 image_format="qcow2",
                 capacity=step.capacity,
-                options=_qcow2_options(step.cluster_size),
+                options=qcow2_options(step.cluster_size),
                 backing=(step.source.path, step.source.format),
             )
             _publish(staged, step)
@@ -140,54 +153,24 @@ class Worker:
     def _copy(self, step: CopyImage) -> None:
         source = step.source
         what = f"create volume {step.name!r} from {source.label}"
-        # A live image can't be held against its own domain; its frozen snapshot is looked at again after the copy.
-        holding = contextlib.nullcontext() if source.shared else _held_source(source.path, what)
-        with holding, _staging.stage(_directory_of(step)) as staged:
-            options = {"preallocation": step.preallocation}
-            if step.format == "qcow2":
-                options.update(_qcow2_options(step.cluster_size))
-            self.qemu_img.convert(
-                source=source.path,
-                source_format=source.format,
-                snapshot=source.snapshot,
-                shared=source.shared,
-                target=staged.path,
-                target_format=step.format,
-                options=options,
-                direct=_staging.supports_direct(staged),
-                pass_fds=(staged.fd,),
+        # A disk that its domain writes to can't be held against it; what is read of it is one moment by other means.
+        written = source.shared or step.method == "backup"
+        holding = contextlib.nullcontext() if written else _held_source(source.path, what)
+        # QEMU opens the target of a backup job by its path, hence by a name.
+        with holding, _staging.stage(_directory_of(step), named=step.method == "backup") as staged:
+            self.consistency[step.name] = copy_image(
+                step, staged=staged, qemu_img=self.qemu_img, connection=self.host.connection
             )
-            self._set_capacity(staged, step)
-            _assert_snapshot_stands(step)
             _publish(staged, step)
 
-    def _set_capacity(self, staged: _staging.Staged, step: CopyImage) -> None:
-        """Bring the copy to the size asked for: larger on demand, smaller where the snapshot was smaller than its image."""
-        copied = read_header(staged.fd).capacity if step.format == "qcow2" else os.fstat(staged.fd).st_size
-        if copied != step.capacity:
-            self.qemu_img.resize(
-                path=staged.path,
-                image_format=step.format,
-                capacity=step.capacity,
-                preallocation=step.preallocation if step.capacity > copied and step.preallocation != "metadata" else "off",
-                shrink=step.capacity < copied,
-                pass_fds=(staged.fd,),
-            )
-        made = read_header(staged.fd).capacity if step.format == "qcow2" else os.fstat(staged.fd).st_size
-        if made != step.capacity:
-            raise ToolFailed(f"The copy of {step.source.label} has {made} bytes instead of {step.capacity}; it was dropped.")
-
     def _create_through_libvirt(self, step: Step) -> bool:
-        if not isinstance(step, CreateBlank):
-            raise Unsupported(
-                f"Pool {step.pool.name!r} (type {step.pool.type}) holds no image files; only blank volumes can be created "
-                "there so far. Choose a pool that is a directory."
-            )
-        reserved = step.capacity if step.preallocation != "off" else 0
-        document = _xml.build_volume(
-            name=step.name, capacity=step.capacity, allocation=reserved, format=None if step.format == "raw" else step.format
-        )
-        self.host.connection.create_volume(step.pool, document)
+        if isinstance(step, CopyImage) and step.source.home is not None:
+            source_pool, source = step.source.home
+            self.host.connection.clone_volume(step.pool, _document(step), source_pool=source_pool, source=source)
+        elif isinstance(step, CreateBlank):
+            self.host.connection.create_volume(step.pool, _document(step))
+        else:
+            raise Unsupported(f"Pool {step.pool.name!r} (type {step.pool.type}) holds no image files.")
         return False
 
     # -- delete ------------------------------------------------------------------------------------
@@ -230,7 +213,10 @@ class Worker:
 
 def _publish(staged: _staging.Staged, step: CreateBlank | CreateOverlay | CopyImage) -> None:
     rights: Rights = step.rights
-    ownership = _staging.Ownership(rights.uid, rights.gid, rights.mode)
+    # libvirt may have lent a backup's target to QEMU's user: without a wish it is ours again.
+    uid = os.geteuid() if rights.uid is None else rights.uid
+    gid = os.getegid() if rights.gid is None else rights.gid
+    ownership = _staging.Ownership(uid, gid, rights.mode)
     _staging.publish(staged, step.name, ownership=ownership, image_format=step.format)
 
 
@@ -240,11 +226,11 @@ def _directory_of(step: Step) -> str:
     return step.pool.path
 
 
-def _qcow2_options(cluster_size: int | None) -> dict[str, str]:
-    options = {"compat": "1.1"}
-    if cluster_size is not None:
-        options["cluster_size"] = str(cluster_size)
-    return options
+def _document(step: CreateBlank | CopyImage) -> str:
+    """The volume document for a pool that isn't made of files."""
+    reserved = step.capacity if step.preallocation != "off" else 0
+    image_format = None if step.format == "raw" else step.format
+    return _xml.build_volume(name=step.name, capacity=step.capacity, allocation=reserved, format=image_format)
 
 
 @contextlib.contextmanager
@@ -257,13 +243,3 @@ def _held_source(path: str, what: str) -> Iterator[None]:
             if _directory.identify_loosely(path) != before:
                 raise VolumeMismatch(f"Cannot {what}: {path!r} was exchanged meanwhile. Run again.")
         yield
-
-
-def _assert_snapshot_stands(step: CopyImage) -> None:
-    """A snapshot that was deleted or replaced during the copy may have given its clusters to new data."""
-    if step.source.snapshot is None:
-        return
-    facts = _directory.look_at(step.source.path)
-    entries = facts.header.snapshots if facts is not None and facts.header is not None else ()
-    if not any((entry.id, entry.name) == (step.source.snapshot, step.source.snapshot_name) for entry in entries):
-        raise UnsafeImage(f"The {step.source.label} went away while it was copied, so the copy was dropped. Run again.")

@@ -11,8 +11,8 @@ import ctypes
 import errno
 import os
 
-from . import _locks, _staging
-from ._errors import InsufficientSpace, ShrinkRefused, ToolFailed, Unsupported
+from . import _locks, _pool_tools, _staging
+from ._errors import InsufficientSpace, ShrinkRefused, ToolFailed
 from ._image_header import read_header
 from ._libvirt import Connection
 from ._plan import Grow
@@ -30,7 +30,7 @@ def grow(connection: Connection, qemu_img: QemuImg, step: Grow) -> None:
     if step.online:
         _grow_online(connection, step)
     elif not step.pool.stores_files:
-        _grow_through_libvirt(connection, step)
+        _grow_without_file(connection, step)
     elif step.format == "raw":
         _grow_raw_file(step)
     else:
@@ -125,13 +125,12 @@ def _allocate(fd: int, start: int, length: int, *, keep_size: bool, step: Grow) 
     raise OSError(number, os.strerror(number))
 
 
-def _grow_through_libvirt(connection: Connection, step: Grow) -> None:
-    if step.pool.type in ("logical", "zfs"):
-        raise Unsupported(
-            f"Pool {step.pool.name!r} is of type {step.pool.type}, whose volumes libvirt can't resize. Grow it with "
-            f"{'lvextend' if step.pool.type == 'logical' else 'zfs set volsize'} and refresh the pool."
-        )
-    connection.resize_volume(step.pool, step.name, step.capacity)
+def _grow_without_file(connection: Connection, step: Grow) -> None:
+    """libvirt can't resize LVM and ZFS volumes (src/storage/storage_backend_logical.c and _zfs.c): their own tools can."""
+    if step.pool.type in _pool_tools.GROWERS:
+        _pool_tools.grow(step.pool.type, path=step.path, capacity=step.capacity)
+    else:
+        connection.resize_volume(step.pool, step.name, step.capacity)
 
 
 def _assert_grows(step: Grow) -> None:

@@ -31,6 +31,8 @@ except ImportError:  # the runner respawns into an interpreter that has it, or s
 BUSY_TIMEOUT = 60.0
 #: How long a remote daemon may take to accept a connection, in seconds.
 CONNECT_TIMEOUT = 10.0
+#: How long a guest agent may take to answer, in seconds.
+AGENT_TIMEOUT = 5
 
 Answer = TypeVar("Answer")
 _STATES = ("no state", "running", "running", "paused", "shutdown", "shutoff", "crashed", "pmsuspended")
@@ -201,6 +203,80 @@ class Connection:
         """The size in bytes of a running domain's disk as QEMU sees it."""
         with _translate(f"read the size of disk {target!r} of the running domain {domain_uuid}"):
             return int(self._handle.lookupByUUIDString(domain_uuid).blockInfo(target, 0)[0])
+
+    def clone_volume(self, pool: Pool, document: str, *, source_pool: Pool, source: str) -> None:
+        """Copy a volume into a pool that isn't made of files, by libvirt itself."""
+        with _translate(f"copy volume {source!r} into pool {pool.name!r}"):
+            original = self._pools[source_pool.uuid].storageVolLookupByName(source)
+            self._pools[pool.uuid].createXMLFrom(document, original, 0)
+
+    def backup_job(self, domain_uuid: str) -> str | None:
+        """The document of a running backup job of a domain, or ``None``."""
+        try:
+            return str(self._handle.lookupByUUIDString(domain_uuid).backupGetXMLDesc(0))
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN_BACKUP, libvirt.VIR_ERR_NO_DOMAIN):
+                return None
+            raise _as_ours(error, f"look for a backup job of domain {domain_uuid}") from error
+
+    def has_job(self, domain_uuid: str) -> bool:
+        """Whether a job (a backup, a migration, ...) runs on a domain now."""
+        with _translate(f"look for jobs of domain {domain_uuid}"):
+            return bool(self._handle.lookupByUUIDString(domain_uuid).jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE)
+
+    def begin_backup(self, domain_uuid: str, document: str) -> bool:
+        """Start a push backup into a file that exists; ``False`` when another job is in the way.
+
+        https://libvirt.org/formatbackup.html; one job at a time and domain.
+        """
+        try:
+            self._handle.lookupByUUIDString(domain_uuid).backupBegin(
+                document, None, libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL
+            )
+        except libvirt.libvirtError as error:
+            said = error.get_error_message()
+            if error.get_error_code() in (libvirt.VIR_ERR_OPERATION_TIMEOUT, libvirt.VIR_ERR_RESOURCE_BUSY):
+                return False
+            if "active block job" in said or "another job" in said or "state change lock" in said:
+                return False
+            raise _as_ours(error, f"start a backup job on domain {domain_uuid}") from error
+        return True
+
+    def finished_backup(self, domain_uuid: str) -> str | None:
+        """``None`` while the backup job runs, else ``""`` for success or what went wrong."""
+        with _translate(f"watch the backup job of domain {domain_uuid}"):
+            domain = self._handle.lookupByUUIDString(domain_uuid)
+            if domain.jobInfo()[0] not in (libvirt.VIR_DOMAIN_JOB_NONE, libvirt.VIR_DOMAIN_JOB_COMPLETED):
+                return None
+            done = domain.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED)
+        if done.get("type") == libvirt.VIR_DOMAIN_JOB_COMPLETED and done.get("success", True):
+            return ""
+        return str(done.get("errmsg") or "the job ended without success")
+
+    def abort_job(self, domain_uuid: str) -> None:
+        """End a domain's job, if it has one."""
+        with contextlib.suppress(libvirt.libvirtError):
+            self._handle.lookupByUUIDString(domain_uuid).abortJob()
+
+    def freeze(self, domain_uuid: str) -> bool:
+        """Freeze the guest's file systems; ``False`` when no guest agent answers."""
+        try:
+            domain = self._handle.lookupByUUIDString(domain_uuid)
+            domain.agentSetResponseTimeout(AGENT_TIMEOUT, 0)
+            domain.fsFreeze(None, 0)
+        except libvirt.libvirtError:
+            return False
+        return True
+
+    def thaw(self, domain_uuid: str) -> bool:
+        """Thaw the guest's file systems; ``False`` when that could not be done."""
+        try:
+            domain = self._handle.lookupByUUIDString(domain_uuid)
+            domain.fsThaw(None, 0)
+            domain.agentSetResponseTimeout(libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, 0)  # libvirt's default
+        except libvirt.libvirtError:
+            return False
+        return True
 
     def is_remote(self) -> bool:
         """Whether the connection goes to a daemon that need not run on this host."""

@@ -15,7 +15,7 @@ from ._directory import identify, loop_devices_on
 from ._errors import Unsupported, VolumeNotFound
 from ._inventory import NOT_AN_IMAGE, Host, Image
 from ._model import Ident, Pool, Volume
-from ._plan import Facts
+from ._plan import Facts, Plan
 
 
 class NamedVolumes:
@@ -32,9 +32,17 @@ class NamedVolumes:
         with _locks.hold_names(_place_of(pool), self.names):
             host.forget()
             if pool.stores_files and pool.path is not None:
+                self.tidy(host, pool)
                 _staging.sweep(pool.path)
                 self._correct_libvirt(host, pool)
             yield
+
+    def tidy(self, host: Host, pool: Pool) -> None:
+        """What has to end before leftovers of killed runs can be removed."""
+
+    def extra_result(self, plan: Plan) -> dict[str, Any]:
+        """Keys of the result beside those of all modules."""
+        return {}
 
     def describe(self, host: Host) -> list[Volume | None]:
         """The volumes as they are now."""

@@ -28,6 +28,12 @@ from ._names import volume_uuid
 from ._size import MAX_BYTES, human, round_up
 
 DEFAULT_CLUSTER_SIZE = 65536
+_METHODS = {
+    "reflink": "reflink, sharing extents",
+    "convert": "qemu-img convert",
+    "backup": "backup job of domain {domain!r}",
+    "libvirt": "by libvirt",
+}
 _MAX_L1_BYTES = 32 << 20  # QCOW_MAX_L1_SIZE in block/qcow2.h of QEMU
 
 
@@ -63,6 +69,19 @@ class Wish:
 
 
 @dataclass(frozen=True)
+class CloneWish:
+    """What the caller of ``volume_clone`` asks for; sizes in bytes, ``None`` where nothing is said."""
+
+    size: int | None = None
+    format: str | None = None
+    preallocation: str | None = None
+    cluster_size: int | None = None
+    overcommit: bool = True
+    verify: bool = False
+    rights: Rights = Rights()
+
+
+@dataclass(frozen=True)
 class Source:
     """An image to start from, already found fit to be read: ``label`` says which one in words."""
 
@@ -73,7 +92,10 @@ class Source:
     in_pool: bool = True
     snapshot: str | None = None  # id of an internal snapshot to read
     snapshot_name: str | None = None
+    home: tuple[Pool, str] | None = None  # pool and name, where it is a volume
     shared: bool = False  # a running domain writes to the image meanwhile
+    cluster_size: int | None = None  # of a qcow2 image
+    features: tuple[tuple[str, str], ...] = ()  # qcow2 creation options that a clone of it keeps
 
 
 @dataclass(frozen=True)
@@ -124,12 +146,18 @@ class CopyImage:
     preallocation: str
     cluster_size: int | None
     rights: Rights
+    method: str = "convert"  # reflink | convert | backup | libvirt
+    features: tuple[tuple[str, str], ...] = ()  # qcow2 creation options beside cluster_size
+    verify: bool = False
+    live: Attachment | None = None  # the running disk that a backup job copies
 
     @property
     def text(self) -> str:
+        how = _METHODS[self.method].format(domain=self.live.domain if self.live else "")
+        verified = " and verify it" if self.verify else ""
         return (
             f"create {self.format} volume {self.name!r} of {self.capacity} bytes ({human(self.capacity)}) "
-            f"in pool {self.pool.name!r} as a full copy of {self.source.label}"
+            f"in pool {self.pool.name!r} as a full copy of {self.source.label} ({how}){verified}"
         )
 
 
@@ -210,6 +238,11 @@ class Plan:
     @property
     def after(self) -> dict[str, Any]:
         return {volume.name: volume.after for volume in self.volumes}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Result keys beyond those that all modules return."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -322,6 +355,14 @@ def settle_capacity(
     return capacity
 
 
+def qcow2_options(cluster_size: int | None, features: Sequence[tuple[str, str]] = ()) -> dict[str, str]:
+    """Creation options of a qcow2 image; the version is always said, since old tools default to an old one."""
+    options = {"compat": "1.1", **dict(features)}
+    if cluster_size is not None:
+        options["cluster_size"] = str(cluster_size)
+    return options
+
+
 # -- volume, state present -------------------------------------------------------------------------
 
 
@@ -334,15 +375,29 @@ def plan_create(*, name: str, pool: Pool, wish: Wish, source: Source | None) -> 
     capacity = settle_capacity(
         wish, name=name, source=source, image_format=image_format, cluster_size=wish.cluster_size
     )
+    if source is not None and not pool.stores_files:
+        _refuse_copy_without_files(pool, source)
     step: Create
     if source is None:
         step = CreateBlank(pool, name, image_format, capacity, preallocation, wish.cluster_size, wish.rights)
     elif overlay:
         step = CreateOverlay(pool, name, capacity, source, wish.cluster_size, wish.rights)
     else:
-        step = CopyImage(pool, name, image_format, capacity, source, preallocation, wish.cluster_size, wish.rights)
+        method = "convert" if pool.stores_files else "libvirt"
+        step = CopyImage(
+            pool, name, image_format, capacity, source, preallocation, wish.cluster_size, wish.rights, method=method
+        )
     made = _predict(step)
     return VolumePlan(name, (step,), dict(ABSENT_DIFF), made.to_diff(), made)
+
+
+def _refuse_copy_without_files(pool: Pool, source: Source) -> None:
+    """Only libvirt itself copies into pools that aren't made of files, and only whole volumes; raises Unsupported."""
+    if source.home is None or source.snapshot is not None or source.shared:
+        raise Unsupported(
+            f"Pool {pool.name!r} (type {pool.type}) holds no image files: only a whole volume of an active pool can be copied "
+            f"there, not {source.label}. Make it in a pool that is a directory first, and clone that."
+        )
 
 
 def _predict(step: Create) -> Volume:
@@ -518,6 +573,90 @@ def refuse_harm(*, volume: Volume, facts: Facts, going: Collection[tuple[str, st
         )
 
 
+# -- volume_clone ----------------------------------------------------------------------------------
+
+
+def choose_method(*, source: Source, pool: Pool, wish: CloneWish, live: bool, whole_file: bool) -> str:
+    """The fastest way of copying that is right: ``reflink`` if it can be done at all, ``convert``, ``backup``, ``libvirt``.
+
+    Raises Unsupported where there is none.
+    """
+    if not pool.stores_files:
+        _refuse_copy_without_files(pool, source)
+        return "libvirt"
+    if live:
+        return "backup"
+    same = (wish.format or source.format) == source.format
+    same_clusters = wish.cluster_size in (None, source.cluster_size)
+    if whole_file and same and same_clusters and wish.preallocation in (None, "off"):
+        return "reflink"
+    return "convert"
+
+
+def plan_clone(
+    *, name: str, pool: Pool, source: Source, wish: CloneWish, method: str, live: Attachment | None, snapshots: int
+) -> VolumePlan:
+    """How to make a clone that isn't there; ``snapshots`` counts the internal ones, which stay behind."""
+    image_format = wish.format or (source.format if pool.stores_files else "raw")
+    as_wish = Wish(
+        size=wish.size, format=image_format, preallocation=wish.preallocation or "off", cluster_size=wish.cluster_size
+    )
+    settle_format(as_wish, pool)
+    if wish.cluster_size is not None:
+        check_cluster_size(wish.cluster_size)
+    preallocation = settle_preallocation(as_wish, image_format=image_format, overlay=False)
+    same_format = image_format == source.format == "qcow2"
+    cluster_size = wish.cluster_size or (source.cluster_size if same_format else None)
+    features = source.features if same_format else ()
+    if ("extended_l2", "on") in features and (cluster_size or DEFAULT_CLUSTER_SIZE) < 16384:
+        raise InvalidOption(f"cluster_size {cluster_size}: {source.label} has extended L2 entries, which need 16K or more.")
+    capacity = settle_capacity(
+        as_wish, name=name, source=source, image_format=image_format, cluster_size=cluster_size
+    )
+    step = CopyImage(
+        pool,
+        name,
+        image_format,
+        capacity,
+        source,
+        preallocation,
+        cluster_size,
+        wish.rights,
+        method=method,
+        features=features,
+        verify=wish.verify,
+        live=live,
+    )
+    made = _predict(step)
+    warnings: tuple[str, ...] = ()
+    if snapshots:
+        warnings = (f"The {snapshots} internal snapshots of {source.label} are not copied.",)
+    return VolumePlan(name, (step,), dict(ABSENT_DIFF), made.to_diff(), made, warnings=warnings)
+
+
+def plan_existing_clone(*, volume: Volume, source: Source, wish: CloneWish) -> VolumePlan:
+    """What to do with a destination that is there: nothing; it is never overwritten. Raises VolumeMismatch."""
+    image_format = wish.format or source.format
+    there = f"Volume {volume.name!r} in pool {volume.pool!r} exists already"
+    hint = "It was left as it is: choose another name, or delete it first."
+    if volume.format != image_format:
+        raise VolumeMismatch(
+            f"{there} with format {volume.format}, not {image_format}. {hint}", expected=image_format, found=volume.format
+        )
+    least = max(round_up(source.capacity), round_up(wish.size) if wish.size is not None else 0)
+    if volume.capacity < least:
+        raise VolumeMismatch(
+            f"{there} with {volume.capacity} bytes, less than the {least} of the copy that was asked for. {hint}",
+            expected=least,
+            found=volume.capacity,
+        )
+    if volume.backing is not None:
+        raise VolumeMismatch(
+            f"{there} as an overlay of {volume.backing.path!r}, not as an independent copy. {hint}", found=volume.backing.path
+        )
+    return VolumePlan(volume.name, (), volume.to_diff(), volume.to_diff(), volume)
+
+
 # -- space -----------------------------------------------------------------------------------------
 
 
@@ -525,7 +664,9 @@ def empty_qcow2_bytes(capacity: int, cluster_size: int | None) -> int:
     """What a new qcow2 without any data takes: header, L1 table, refcount table and block (docs/interop/qcow2.txt)."""
     cluster = cluster_size or DEFAULT_CLUSTER_SIZE
     l1_bytes = round_up(capacity, cluster // 8 * cluster) // (cluster // 8 * cluster) * 8
-    return round_up(l1_bytes, cluster) + 3 * cluster
+    clusters = round_up(l1_bytes, cluster) // cluster + 2  # with the header and the refcount table
+    blocks = -(-clusters // (cluster * 8 // 16 - 1))  # a refcount block counts itself too
+    return (clusters + blocks) * cluster
 
 
 def check_space(

@@ -173,6 +173,25 @@ class QemuImg:
             argv.append("--shrink")
         self._run([*argv, "--", path, str(capacity)], what=f"resize {path!r}", pass_fds=pass_fds)
 
+    def compare(
+        self, *, first: str, first_format: str, second: str, second_format: str, pass_fds: Sequence[int] = ()
+    ) -> None:
+        """Make sure that a guest would see the same in both; the longer one has to end in zeros."""
+        argv = ["compare", "-q", "-f", first_format, "-F", second_format, "--", first, second]
+        done = self._runner([self._find(), *argv], pass_fds, False)
+        if done.returncode == 1:
+            raise ToolFailed(f"The copy of {first!r} differs from it, so it was dropped. Check the storage, then run again.")
+        if done.returncode != 0:
+            raise _failure(f"compare {first!r} with its copy", done)
+
+    def check(self, *, path: str, image_format: str, pass_fds: Sequence[int] = ()) -> bool:
+        """Check an image's structure; returns whether it is free of leaked clusters, which waste space but harm nothing."""
+        argv = ["check", "-q", "-f", image_format, "--", path]
+        done = self._runner([self._find(), *argv], pass_fds, False)
+        if done.returncode not in (0, 3):
+            raise _failure(f"find image {path!r} sound", done)
+        return done.returncode == 0
+
     def _run(
         self, arguments: Sequence[str], *, what: str, pass_fds: Sequence[int] = (), limited: bool = False
     ) -> str:

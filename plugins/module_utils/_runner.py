@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
@@ -19,8 +19,10 @@ from ._inventory import Host
 from ._model import Volume
 from ._plan import Plan
 
+PlanT = TypeVar("PlanT", bound=Plan)
 
-class LifecycleTask(Protocol):
+
+class LifecycleTask(Protocol[PlanT]):
     """What a module that changes volumes hands to run_lifecycle()."""
 
     @property
@@ -30,14 +32,17 @@ class LifecycleTask(Protocol):
     def guard(self, host: Host) -> contextlib.AbstractContextManager[None]:
         """The right to work on these volumes, and a tidy place to do it."""
 
-    def decide(self, host: Host) -> Plan:
+    def decide(self, host: Host) -> PlanT:
         """Look at what is there and plan; touches nothing."""
 
-    def carry_out(self, host: Host, plan: Plan) -> None:
-        """Take the plan's steps."""
+    def carry_out(self, host: Host, plan: PlanT) -> PlanT | None:
+        """Take the plan's steps; returns the plan as it came out where that can differ."""
 
     def describe(self, host: Host) -> list[Volume | None]:
         """The volumes as they are now, in order."""
+
+    def extra_result(self, plan: Plan) -> dict[str, Any]:
+        """Keys of the result beside those of all modules."""
 
 
 class _Module(AnsibleModule):  # type: ignore[misc]  # ansible-core has no type information
@@ -50,7 +55,7 @@ class _Module(AnsibleModule):  # type: ignore[misc]  # ansible-core has no type 
 
 
 def run_lifecycle(
-    *, argument_spec: dict[str, Any], make_task: Callable[[Mapping[str, Any]], LifecycleTask]
+    *, argument_spec: dict[str, Any], make_task: Callable[[Mapping[str, Any]], LifecycleTask[PlanT]]
 ) -> None:
     """Run a module that changes volumes: look, decide, act once (not in check mode), report."""
     module = _start(argument_spec)
@@ -63,7 +68,7 @@ def run_lifecycle(
                 plan = task.decide(host)
                 volumes = [planned.result for planned in plan.volumes]
                 if plan.changed and not module.check_mode:
-                    task.carry_out(host, plan)
+                    plan = task.carry_out(host, plan) or plan
                     volumes = task.describe(host)
         for warning in [*plan.warnings, *(text for planned in plan.volumes for text in planned.warnings)]:
             module.warn(_clean(warning))
@@ -83,13 +88,15 @@ def run_lookup(
         module.exit_json(changed=False, **_clean(result))
 
 
-def _report(task: LifecycleTask, plan: Plan, volumes: list[Volume | None]) -> dict[str, Any]:
+def _report(task: LifecycleTask[PlanT], plan: PlanT, volumes: list[Volume | None]) -> dict[str, Any]:
     result: dict[str, Any] = {
         "changed": plan.changed,
         "actions": plan.actions,
         "volumes": [volume.to_result() if volume else None for volume in volumes],
         "diff": {"before": plan.before, "after": plan.after},
+        **plan.facts,
     }
+    result.update(task.extra_result(plan))
     notes = dict.fromkeys(note for planned in plan.volumes for note in planned.notes)
     if notes:
         result["msg"] = " ".join(notes)

@@ -58,7 +58,14 @@ def find_template(host: Host, *, template: str, pool: Pool, for_overlay: bool) -
     assert_readable(host, image, where)
     _assert_nobody_writes(host, image, where)
     return (
-        Source(path=image.path, label=where, format=image.format, capacity=image.capacity, in_pool=in_pool),
+        Source(
+            path=image.path,
+            label=where,
+            format=image.format,
+            capacity=image.capacity,
+            in_pool=in_pool,
+            home=host.home(image.ident),
+        ),
         image,
     )
 

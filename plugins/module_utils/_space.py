@@ -56,12 +56,16 @@ class SpaceCheck:
             if step.format == "raw":
                 return 0, step.capacity
             return _plan.empty_qcow2_bytes(step.capacity, step.cluster_size), step.capacity
+        if isinstance(step, _plan.CopyImage) and step.method == "reflink":
+            return 0, step.capacity  # the data is there already
         measured = self._measure(step)
         now = measured.fully_allocated if step.preallocation in ("falloc", "full") else measured.required
         return now, max(now, step.capacity)
 
     def _measure(self, step: _plan.CreateBlank | _plan.CopyImage) -> Measure:
         options = {"cluster_size": str(step.cluster_size)} if step.cluster_size is not None else {}
+        if isinstance(step, _plan.CopyImage):
+            options.update((key, value) for key, value in step.features if key == "extended_l2")
         if isinstance(step, _plan.CreateBlank):
             key: tuple[object, ...] = (step.format, step.capacity, step.cluster_size)
             if key not in self._measured:

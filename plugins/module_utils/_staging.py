@@ -67,7 +67,8 @@ def stage(directory: str, *, named: bool = False) -> Iterator[Staged]:
 def publish(staged: Staged, name: str, *, ownership: Ownership, image_format: str) -> None:
     """Give the complete file its name: rights first, then the data on stable storage, then the name."""
     with explained(f"publish volume {name!r} in {staged.directory!r}"):
-        if ownership.uid is not None or ownership.gid is not None:
+        made = os.fstat(staged.fd)
+        if (ownership.uid, ownership.gid) != (made.st_uid, made.st_gid):
             os.fchown(
                 staged.fd,
                 -1 if ownership.uid is None else ownership.uid,
@@ -168,6 +169,21 @@ def sweep(directory: str) -> list[str]:
         finally:
             os.close(fd)
     return removed
+
+
+def orphans(directory: str) -> list[str]:
+    """Hidden paths that killed runs left behind; nothing is removed."""
+    found = []
+    for name in _leftovers(directory):
+        path = os.path.join(directory, name)
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if _claim(fd):
+                    found.append(path)
+            finally:
+                os.close(fd)
+    return found
 
 
 def _leftovers(directory: str) -> list[str]:

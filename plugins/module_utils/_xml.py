@@ -10,7 +10,7 @@ Formats: https://libvirt.org/formatstorage.html, formatdomain.html, formatsnapsh
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ._model import Pool
@@ -121,6 +121,24 @@ def build_volume(*, name: str, capacity: int, allocation: int, format: str | Non
     if format is not None:
         ET.SubElement(ET.SubElement(root, "target"), "format", type=format)
     return ET.tostring(root, encoding="unicode")
+
+
+def build_backup(*, target: str, path: str, image_format: str, others: Iterable[str]) -> str:
+    """The document of a push backup of one disk into an existing file (https://libvirt.org/formatbackup.html)."""
+    root = ET.Element("domainbackup", mode="push")
+    disks = ET.SubElement(root, "disks")
+    disk = ET.SubElement(disks, "disk", name=target, backup="yes", type="file")
+    ET.SubElement(disk, "driver", type=image_format)
+    ET.SubElement(disk, "target", file=path)
+    for other in others:
+        ET.SubElement(disks, "disk", name=other, backup="no")
+    return ET.tostring(root, encoding="unicode")
+
+
+def backup_targets(text: str) -> list[str]:
+    """The files that a backup job writes to."""
+    found = [target.get("file") for target in ET.fromstring(text).findall("disks/disk/target")]
+    return [path for path in found if path]
 
 
 def parse_domain_disks(text: str) -> tuple[DiskDef, ...]:

@@ -1,0 +1,141 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The ladder of copies, fastest that is right first: shared extents, parallel convert, a live backup job.
+
+Each writes a complete image into a staged file; publishing is the caller's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+
+from . import _directory, _live, _staging
+from ._errors import ToolFailed, UnsafeImage
+from ._image_header import read_header
+from ._libvirt import Connection
+from ._plan import CopyImage, qcow2_options
+from ._qemu_img import QemuImg
+
+_FICLONE = 0x40049409  # ioctl_ficlone(2)
+_FICLONERANGE = 0x4020940D
+_PROBE_BYTES = 65536
+
+
+class _CloneRange(ctypes.Structure):
+    """struct file_clone_range of linux/fs.h."""
+
+    _fields_ = [
+        ("src_fd", ctypes.c_int64),
+        ("src_offset", ctypes.c_uint64),
+        ("src_length", ctypes.c_uint64),
+        ("dest_offset", ctypes.c_uint64),
+    ]
+
+
+def can_share_extents(path: str, directory: str) -> bool:
+    """Whether a file's extents can be shared with a new file of a directory; tried on a file that never gets a name."""
+    with contextlib.ExitStack() as stack:
+        try:
+            source = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            stack.callback(os.close, source)
+            target = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, target)
+            length = min(_PROBE_BYTES, os.fstat(source).st_size)
+            wish = _CloneRange(source, 0, 0 if length < _PROBE_BYTES else length, 0)
+            fcntl.ioctl(target, _FICLONERANGE, bytes(wish))
+        except OSError:
+            return False
+    return True
+
+
+def copy_image(step: CopyImage, *, staged: _staging.Staged, qemu_img: QemuImg, connection: Connection) -> str:
+    """Fill a staged file as the step says; returns the consistency: ``offline``, ``filesystem`` or ``crash``."""
+    consistency = "offline"
+    if step.method == "reflink":
+        _share_extents(step, staged)
+    elif step.method == "backup":
+        consistency = _live.copy_running_disk(step, staged=staged, qemu_img=qemu_img, connection=connection)
+    else:
+        _convert(step, staged, qemu_img)
+    _set_capacity(step, staged, qemu_img)
+    _assert_snapshot_stands(step)
+    if step.verify:
+        _verify(step, staged, qemu_img)
+    return consistency
+
+
+def _share_extents(step: CopyImage, staged: _staging.Staged) -> None:
+    with _staging.explained(f"copy {step.source.label}"):
+        source = os.open(step.source.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            fcntl.ioctl(staged.fd, _FICLONE, source)
+        finally:
+            os.close(source)
+
+
+def _convert(step: CopyImage, staged: _staging.Staged, qemu_img: QemuImg) -> None:
+    options = {"preallocation": step.preallocation}
+    if step.format == "qcow2":
+        options.update(qcow2_options(step.cluster_size, step.features))
+    qemu_img.convert(
+        source=step.source.path,
+        source_format=step.source.format,
+        snapshot=step.source.snapshot,
+        shared=step.source.shared,
+        target=staged.path,
+        target_format=step.format,
+        options=options,
+        direct=_staging.supports_direct(staged),
+        pass_fds=(staged.fd,),
+    )
+
+
+def _set_capacity(step: CopyImage, staged: _staging.Staged, qemu_img: QemuImg) -> None:
+    """Bring the copy to the size asked for: larger on demand, smaller where the snapshot was smaller than its image."""
+    copied = _capacity(step, staged)
+    if copied != step.capacity:
+        qemu_img.resize(
+            path=staged.path,
+            image_format=step.format,
+            capacity=step.capacity,
+            preallocation=step.preallocation if step.capacity > copied and step.preallocation != "metadata" else "off",
+            shrink=step.capacity < copied,
+            pass_fds=(staged.fd,),
+        )
+    made = _capacity(step, staged)
+    if made != step.capacity:
+        raise ToolFailed(f"The copy of {step.source.label} has {made} bytes instead of {step.capacity}; it was dropped.")
+
+
+def _capacity(step: CopyImage, staged: _staging.Staged) -> int:
+    return read_header(staged.fd).capacity if step.format == "qcow2" else os.fstat(staged.fd).st_size
+
+
+def _assert_snapshot_stands(step: CopyImage) -> None:
+    """A snapshot that was deleted or replaced during the copy may have given its clusters to new data."""
+    if step.source.snapshot is None:
+        return
+    facts = _directory.look_at(step.source.path)
+    entries = facts.header.snapshots if facts is not None and facts.header is not None else ()
+    if not any((entry.id, entry.name) == (step.source.snapshot, step.source.snapshot_name) for entry in entries):
+        raise UnsafeImage(f"The {step.source.label} went away while it was copied, so the copy was dropped. Run again.")
+
+
+def _verify(step: CopyImage, staged: _staging.Staged, qemu_img: QemuImg) -> None:
+    """Compare with the source where it stands still; of a live copy, check the image's own structure."""
+    os.fsync(staged.fd)
+    if step.method != "backup":
+        qemu_img.compare(
+            first=step.source.path,
+            first_format=step.source.format,
+            second=staged.path,
+            second_format=step.format,
+            pass_fds=(staged.fd,),
+        )
+    elif step.format == "qcow2":
+        qemu_img.check(path=staged.path, image_format=step.format, pass_fds=(staged.fd,))

@@ -37,6 +37,7 @@ _L1_AT, _L1_ENTRIES_AT = 40, 36
 class ClusterMap:
     """The clusters of one image file: ``kinds[n]`` is what lies at byte ``n * cluster_size``."""
 
+    where: str  # the volume in words
     cluster_size: int
     kinds: mmap.mmap
     compressed_bytes: int = 0  # what compressed clusters take, in bytes
@@ -48,9 +49,11 @@ class ClusterMap:
     def mark(self, offset: int, kind: int) -> None:
         number, rest = divmod(offset, self.cluster_size)
         if rest:
-            raise UnsafeImage("a table leads to a place that no cluster begins at")
+            raise _damaged(self.where, "an entry of an L2 table leads to a place that no cluster begins at")
         if offset >= self._size:  # reads as zeros, and takes no room
             return
+        if self.kinds[number] == _TABLE:
+            raise _damaged(self.where, "an L2 table is a guest's data too")
         if kind == DATA:
             self.data_clusters += self.kinds[number] != DATA
             self.kinds[number] = DATA  # somebody's data, even if another table has no use for it
@@ -58,7 +61,7 @@ class ClusterMap:
             self.kinds[number] = kind
 
 
-def read_map(fd: int, header: ImageHeader, *, trimmed: mmap.mmap | None = None) -> ClusterMap:
+def read_map(fd: int, header: ImageHeader, *, where: str, trimmed: mmap.mmap | None = None) -> ClusterMap:
     """Map the image open as ``fd``, snapshots included; raises UnsafeImage for tables that can't be, and OSError.
 
     ``trimmed`` has a byte for each guest cluster, not zero where a trim would give it back: those are DOOMED
@@ -66,7 +69,7 @@ def read_map(fd: int, header: ImageHeader, *, trimmed: mmap.mmap | None = None) 
     """
     size = os.fstat(fd).st_size
     cluster_size = header.cluster_size or 0
-    found = ClusterMap(cluster_size, _bytes_for(size, cluster_size), _size=size)
+    found = ClusterMap(where, cluster_size, _bytes_for(size, cluster_size, where), _size=size)
     reader = _Tables(fd, header, found)
     # First those of snapshots: what they hold as data is data, whatever the active image says.
     for snapshot in header.snapshots:
@@ -83,11 +86,11 @@ def read_map(fd: int, header: ImageHeader, *, trimmed: mmap.mmap | None = None) 
     return found
 
 
-def read_zeroed(fd: int, header: ImageHeader) -> mmap.mmap:
+def read_zeroed(fd: int, header: ImageHeader, *, where: str) -> mmap.mmap:
     """One byte for each guest cluster: 1 where the image says that it reads as zeros; raises like read_map()."""
-    cluster_size = header.cluster_size or 0
-    zeroed = _bytes_for(header.capacity, cluster_size)
-    scratch = ClusterMap(cluster_size, _bytes_for(os.fstat(fd).st_size, cluster_size), _size=os.fstat(fd).st_size)
+    cluster_size, size = header.cluster_size or 0, os.fstat(fd).st_size
+    zeroed = _bytes_for(header.capacity, cluster_size, where)
+    scratch = ClusterMap(where, cluster_size, _bytes_for(size, cluster_size, where), _size=size)
     for guest, entry, _subclusters in _Tables(fd, header, scratch).entries(*_active_l1(fd)):
         if entry & _ZERO and not entry & _COMPRESSED and guest < len(zeroed):
             zeroed[guest] = 1
@@ -133,9 +136,11 @@ class _Tables:
             if not offset:
                 continue
             if offset % size or offset >= self._size:
-                raise UnsafeImage("an entry of its L1 table leads to no place in the file")
+                raise _damaged(self._found.where, "an entry of its L1 table leads to no place in the file")
             if self._found.kinds[offset // size] == _TABLE:
                 continue
+            if self._found.kinds[offset // size]:
+                raise _damaged(self._found.where, "an L2 table is a guest's data too")
             self._found.kinds[offset // size] = _TABLE
             table = _read_words(self._fd, offset, size // 8)
             if words == 1:
@@ -161,8 +166,12 @@ def _read_words(fd: int, offset: int, count: int) -> array[int]:
     return words
 
 
-def _bytes_for(size: int, cluster_size: int) -> mmap.mmap:
+def _damaged(where: str, fault: str) -> UnsafeImage:
+    return UnsafeImage(f"The {where} is damaged: {fault}. 'qemu-img check' tells more; nothing was changed.")
+
+
+def _bytes_for(size: int, cluster_size: int, where: str) -> mmap.mmap:
     count = -(-size // cluster_size)
     if count > _MOST_CLUSTERS:
-        raise Unsupported(f"it has {count} clusters, and up to {_MOST_CLUSTERS} can be looked at")
+        raise Unsupported(f"The {where} has {count} clusters; up to {_MOST_CLUSTERS} can be looked at.")
     return mmap.mmap(-1, max(count, 1))

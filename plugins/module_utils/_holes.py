@@ -153,7 +153,7 @@ def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
 def _runs(clusters: ClusterMap, kind: int, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Clusters of a kind in a row, as byte ranges within [start, end)."""
     size = clusters.cluster_size
-    for match in _RUN[kind].finditer(clusters.kinds, start // size, -(-end // size)):  # type: ignore[call-overload]
+    for match in _RUN[kind].finditer(clusters.kinds, start // size, -(-end // size)):
         yield max(match.start() * size, start), min(match.end() * size, end)
 
 

@@ -153,6 +153,16 @@ def hold_image(path: str, *, exclusive: bool, what: str) -> Iterator[int]:
         os.close(fd)
 
 
+def claim_image(fd: int, *, path: str, what: str) -> None:
+    """Make a reader's hold on an image (hold_image's descriptor) exclusive; raises VolumeInUse, and then all is let go."""
+    if not _patiently(lambda: _try_permissions(fd, _ALL, _ALL), IMAGE_TIMEOUT):
+        raise VolumeInUse(
+            f"Cannot {what}: a process has opened {path!r} meanwhile ('lsof' or 'lslocks' on the hosts that share the pool "
+            "find it). Stop it and run again; the volume is as it was.",
+            path=path,
+        )
+
+
 def _try_permissions(fd: int, used: tuple[int, ...], denied: tuple[int, ...]) -> bool:
     """Lock first, look afterwards: two that do so at once may both fail, but never both win."""
     for byte in [_USED + use for use in used] + [_DENIED + deny for deny in denied]:

@@ -27,6 +27,7 @@ from ._names import STAGING_PREFIX
 _PARTIAL = STAGING_PREFIX + "partial-"
 _DOOMED = STAGING_PREFIX + "doomed-"
 _LIFE_BYTE = 1 << 61  # far behind QEMU's lock bytes: whoever holds it is alive and at work on the file
+_SIGNATURES = frozenset(("security.evm", "security.ima"))
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -106,6 +107,45 @@ def _give_name(staged: Staged, name: str, directory_fd: int) -> None:
     else:
         os.unlink(staged.hidden_name, dir_fd=directory_fd)
     staged.hidden_name = None
+
+
+def replace(staged: Staged, name: str, *, old_fd: int) -> None:
+    """Put the complete file in the place of the one open as ``old_fd``, with its rights and attributes, in one step."""
+    with explained(f"replace volume {name!r} in {staged.directory!r}"):
+        old = os.fstat(old_fd)
+        os.fchown(staged.fd, old.st_uid, old.st_gid)
+        os.fchmod(staged.fd, stat.S_IMODE(old.st_mode))
+        _copy_attributes(old_fd, staged.fd)
+        os.fsync(staged.fd)
+        with _opened_directory(staged.directory) as directory_fd:
+            if not os.path.samestat(os.stat(name, dir_fd=directory_fd, follow_symlinks=False), old):
+                raise VolumeMismatch(
+                    f"Volume {name!r} in {staged.directory!r} was exchanged meanwhile; it was left as it is. Run again.",
+                    volume=name,
+                )
+            if staged.hidden_name is None:
+                _claim(staged.fd)  # so that nobody takes it for a leftover
+                hidden = _PARTIAL + secrets.token_hex(8)
+                os.link(staged.path, hidden, dst_dir_fd=directory_fd, follow_symlinks=True)
+                staged.hidden_name = hidden
+            os.rename(staged.hidden_name, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+            staged.hidden_name = None
+            os.fsync(directory_fd)
+
+
+def _copy_attributes(old_fd: int, new_fd: int) -> None:
+    """Extended attributes, hence ACLs, security labels and our mark; but not signatures of the content (IMA, EVM)."""
+    try:
+        names = os.listxattr(old_fd)
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return
+        raise
+    there = set(os.listxattr(new_fd))
+    for attribute in sorted(set(names) - _SIGNATURES):
+        value = os.getxattr(old_fd, attribute)
+        if attribute not in there or os.getxattr(new_fd, attribute) != value:
+            os.setxattr(new_fd, attribute, value)
 
 
 def supports_direct(staged: Staged) -> bool:

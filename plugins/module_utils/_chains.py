@@ -99,9 +99,14 @@ def may_hang_a_reader(directory: str, stored: str) -> str | None:
 
 
 def _join(directory: str, stored: str) -> str:
-    """The path that QEMU would open for a stored name: relative names start at the overlay's directory."""
+    """The path that QEMU would open for a stored name: relative names start at the overlay's directory.
+
+    Dots are resolved in the directory alone. A final link keeps its name, since the next layer lies beside it.
+    """
     path = os.path.join(directory, stored)
-    return os.path.realpath(path) if re.search(r"//|/\.\.?(/|$)", path) and "\0" not in path else path
+    if "\0" in path or not re.search(r"//|/\.\.?/", path):
+        return path
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
 
 def _trouble_of(facts: _directory.FileFacts, stated: str | None) -> str | None:

@@ -239,11 +239,6 @@ class Plan:
     def after(self) -> dict[str, Any]:
         return {volume.name: volume.after for volume in self.volumes}
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Result keys beyond those that all modules return."""
-        return {}
-
 
 @dataclass(frozen=True)
 class Facts:

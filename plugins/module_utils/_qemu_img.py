@@ -26,7 +26,7 @@ from ._errors import InsufficientSpace, ToolFailed, ToolMissing, VolumeInUse
 HEADER_CPU_SECONDS = 30
 HEADER_MEMORY_BYTES = 1 << 30
 _PR_SET_PDEATHSIG = 1
-_SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"])
+SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"])
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,13 @@ class QemuImg:
         options: Mapping[str, str],
         direct: bool,
         into_existing: bool = False,
+        compressed: bool = False,
+        backing: tuple[str, str] | None = None,
         pass_fds: Sequence[int] = (),
     ) -> None:
         """Copy what a guest would see of ``source``, or of its internal snapshot with this id, flattened.
+
+        With ``backing`` = (path, format), which is what ``source`` has too, only what lies above it is copied.
 
         ``shared`` reads an image that a QEMU has open for writing: right for a frozen internal snapshot alone.
         ``direct`` writes past the page cache (-t none); otherwise through it. The caller syncs.
@@ -127,6 +131,10 @@ class QemuImg:
             argv.append("-U")
         if into_existing:
             argv.append("-n")
+        if compressed:
+            argv.append("-c")
+        if backing is not None:
+            argv += ["-B", backing[0], "-F", backing[1]]
         self._run([*argv, "--", source, target], what=f"copy {source!r}", pass_fds=pass_fds)
 
     def measure(
@@ -202,7 +210,7 @@ class QemuImg:
 
     def _find(self) -> str:
         if self._program is None:
-            self._program = shutil.which("qemu-img", path=_SEARCH_PATH)
+            self._program = shutil.which("qemu-img", path=SEARCH_PATH)
         if self._program is None:
             raise ToolMissing(
                 "qemu-img is not on this host. Install it: package 'qemu-utils' on Debian and Ubuntu, "

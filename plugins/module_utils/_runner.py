@@ -94,7 +94,6 @@ def _report(task: LifecycleTask[PlanT], plan: PlanT, volumes: list[Volume | None
         "actions": plan.actions,
         "volumes": [volume.to_result() if volume else None for volume in volumes],
         "diff": {"before": plan.before, "after": plan.after},
-        **plan.facts,
     }
     result.update(task.extra_result(plan))
     notes = dict.fromkeys(note for planned in plan.volumes for note in planned.notes)

@@ -158,7 +158,9 @@ def volume(hypervisor: Hypervisor, pool: Pool) -> Callable[..., Result]:
     """Run the module ``volume``, by default on ``pool``."""
 
     def run(check: bool = False, diff: bool = False, env: dict[str, str] | None = None, **params: Any) -> Result:
-        return run_module("volume", {"uri": hypervisor.uri, "pool": pool.name, **params}, check=check, diff=diff, env=env)
+        return run_module(
+            "volume", {"uri": hypervisor.uri, "pool": pool.name, **params}, check=check, diff=diff, env=env
+        )
 
     return run
 

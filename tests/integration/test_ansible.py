@@ -19,17 +19,39 @@ def defaults(hypervisor, pool):
 
 def test_a_play_with_defaults_of_the_group(pool, defaults):
     make(pool / "template")
-    results = run_play([
-        {"name": "Blank", "hypervisor.storage.volume": {"name": "blank", "size": "1M"}, "register": "blank"},
-        {"name": "Copies", "hypervisor.storage.volume": {"name": ["a", "b"], "template": "template"}, "register": "copies"},
-        {"name": "Again", "hypervisor.storage.volume": {"name": ["a", "b"], "template": "template"}, "register": "again"},
-        {"name": "List", "hypervisor.storage.volume_info": {}, "register": "found"},
-        {"name": "Refused", "hypervisor.storage.volume": {"name": "template", "state": "absent"}, "register": "refused",
-         "ignore_errors": True},
-        {"name": "Delete", "hypervisor.storage.volume": {"name": "{{ found.volumes | map(attribute='name') | difference(['template']) }}",
-                                                         "state": "absent"}, "register": "deleted"},
-    ], play=defaults)
-    assert [results[step]["changed"] for step in ("blank", "copies", "again", "found", "deleted")] == [True, True, False, False, True]
+    results = run_play(
+        [
+            {"name": "Blank", "hypervisor.storage.volume": {"name": "blank", "size": "1M"}, "register": "blank"},
+            {
+                "name": "Copies",
+                "hypervisor.storage.volume": {"name": ["a", "b"], "template": "template"},
+                "register": "copies",
+            },
+            {
+                "name": "Again",
+                "hypervisor.storage.volume": {"name": ["a", "b"], "template": "template"},
+                "register": "again",
+            },
+            {"name": "List", "hypervisor.storage.volume_info": {}, "register": "found"},
+            {
+                "name": "Refused",
+                "hypervisor.storage.volume": {"name": "template", "state": "absent"},
+                "register": "refused",
+                "ignore_errors": True,
+            },
+            {
+                "name": "Delete",
+                "hypervisor.storage.volume": {
+                    "name": "{{ found.volumes | map(attribute='name') | difference(['template']) }}",
+                    "state": "absent",
+                },
+                "register": "deleted",
+            },
+        ],
+        play=defaults,
+    )
+    assert all(results[step]["changed"] for step in ("blank", "copies", "deleted"))
+    assert not any(results[step]["changed"] for step in ("again", "found"))
     assert [v["name"] for v in results["found"]["volumes"]] == ["a", "b", "blank", "template"]
     assert results["refused"]["failed"] and results["refused"]["reason"] == "volume_has_dependents"
     assert [p.name for p in pool.path.iterdir()] == ["template"]
@@ -46,13 +68,33 @@ def test_check_mode_and_diff_of_a_play(pool, defaults):
 
 def test_async(pool, defaults):
     make(pool / "template")
-    results = run_play([
-        {"name": "Polled", "hypervisor.storage.volume": {"name": "a", "template": "template", "clone_mode": "full"},
-         "async": 60, "poll": 1, "register": "polled"},
-        {"name": "Started", "hypervisor.storage.volume": {"name": "b", "size": "1M"}, "async": 60, "poll": 0, "register": "job"},
-        {"name": "Waited for", "ansible.builtin.async_status": {"jid": "{{ job.ansible_job_id }}"}, "register": "waited",
-         "until": "waited.finished", "retries": 30, "delay": 1},
-    ], play=defaults)
+    results = run_play(
+        [
+            {
+                "name": "Polled",
+                "hypervisor.storage.volume": {"name": "a", "template": "template", "clone_mode": "full"},
+                "async": 60,
+                "poll": 1,
+                "register": "polled",
+            },
+            {
+                "name": "Started",
+                "hypervisor.storage.volume": {"name": "b", "size": "1M"},
+                "async": 60,
+                "poll": 0,
+                "register": "job",
+            },
+            {
+                "name": "Waited for",
+                "ansible.builtin.async_status": {"jid": "{{ job.ansible_job_id }}"},
+                "register": "waited",
+                "until": "waited.finished",
+                "retries": 30,
+                "delay": 1,
+            },
+        ],
+        play=defaults,
+    )
     assert results["polled"]["changed"] and results["polled"]["volume"]["name"] == "a"
     assert results["waited"]["changed"] and results["waited"]["volume"]["capacity"] == MIB
     assert digest(pool / "a") == digest(pool / "template")
@@ -60,14 +102,37 @@ def test_async(pool, defaults):
 
 def test_values_as_a_survey_sends_them(pool, defaults):
     """A survey knows text only."""
-    results = run_play([{"name": "Text", "hypervisor.storage.volume": {
-        "name": "a", "size": "1048576", "overcommit": "yes", "mode": "0600", "cluster_size": "65536", "owner": "0"}, "register": "made"}],
-        play=defaults)
+    results = run_play(
+        [
+            {
+                "name": "Text",
+                "hypervisor.storage.volume": {
+                    "name": "a",
+                    "size": "1048576",
+                    "overcommit": "yes",
+                    "mode": "0600",
+                    "cluster_size": "65536",
+                    "owner": "0",
+                },
+                "register": "made",
+            }
+        ],
+        play=defaults,
+    )
     assert results["made"]["volume"]["capacity"] == MIB
 
 
 def test_mode_as_yaml_reads_it(pool, defaults):
-    run_play([{"name": "Octal", "hypervisor.storage.volume": {"name": "a", "size": 1048576, "mode": 0o640}, "register": "made"}], play=defaults)
+    run_play(
+        [
+            {
+                "name": "Octal",
+                "hypervisor.storage.volume": {"name": "a", "size": 1048576, "mode": 0o640},
+                "register": "made",
+            }
+        ],
+        play=defaults,
+    )
     assert oct((pool / "a").stat().st_mode & 0o777) == "0o640"
 
 

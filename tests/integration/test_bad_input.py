@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Wishes and surroundings that make no sense: a clear message and the right reason, never a traceback, nothing on disk."""
+"""Wishes and surroundings that make no sense: a clear message, the right reason, no traceback, nothing on disk."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from support.images import MIB, blank, digest, make
 from support.runs import environment, finish_module, run_adhoc, run_module, start_module
 
 LEGAL_NAMES = [
-    "-rf", "--help", "-", "a b", " leading", "trailing ", "it's", 'say "x"', "<xml>&amp;", "]]>", "a;b", "$(touch x)", "`id`",
-    "a|b>c", "%s%n%2e", "a:b", "nbd:localhost:1", "json:{}", "file:x", "fat:rw:x", "a,b", "driver=raw,x", "ü", "u\u0308",
-    "日本語", "😀", "\u202etxt", "a\u00a0b", "*", "?", "[a]", "a\\b", "#x", "@x", "{{ x }}", "{% raw %}", "~", "~root", "a=b",
-    "null", "None", "true", "0", "1e3", "...", "..a", ".hidden", "CON", "x" * 255, "é" * 127, "x.qcow2", "!", "&", "\\n", "\U0010fffd",
+    "-rf", "--help", "-", "a b", " leading", "trailing ", "it's", 'say "x"', "<xml>&amp;", "]]>", "a;b",
+    "$(touch x)", "`id`", "a|b>c", "%s%n%2e", "a:b", "nbd:localhost:1", "json:{}", "file:x", "fat:rw:x", "a,b",
+    "driver=raw,x", "ü", "u\u0308", "日本語", "😀", "\u202etxt", "a\u00a0b", "*", "?", "[a]", "a\\b", "#x", "@x",
+    "{{ x }}", "{% raw %}", "~", "~root", "a=b", "null", "None", "true", "0", "1e3", "...", "..a", ".hidden",
+    "CON", "x" * 255, "é" * 127, "x.qcow2", "!", "&", "\\n", "\U0010fffd",
 ]
 BAD_NAMES = [
-    "", ".", "..", "a/b", "/", "/abs", "../x", "a/", "./a", "a\0b", "\0", "a\nb", "\n", "a\tb", "a\rb", "\x1b[31m", "\x7f",
-    "a\x85b", "\x01", "x" * 256, "é" * 128, "日" * 86, "x" * 5000, "\udc80", "a\udfff",
+    "", ".", "..", "a/b", "/", "/abs", "../x", "a/", "./a", "a\0b", "\0", "a\nb", "\n", "a\tb", "a\rb",
+    "\x1b[31m", "\x7f", "a\x85b", "\x01", "x" * 256, "é" * 128, "日" * 86, "x" * 5000, "\udc80", "a\udfff",
 ]
 BAD_SIZES = [
-    "", " ", "0", 0, "0G", "-1", -1, "-1G", "+10G", "+1", "NaN", "nan", "inf", "-inf", "Infinity", "1e3", "1E6", "0x10",
-    "1,5G", "1.5.5G", "10X", "G", "K", ".", "10GG", "10 G B", "10BG", "10GiBs", "1_000", "1 000", "9223372036854775808",
-    "18446744073709551616", "8192P", "8192PiB", "9224PB", "9" * 40, "9" * 5000, "٣G", "１０G", "²", "1/2G", "50%", "10%FREE",
-    "ten", "None", "true", True, "{{ x }}", "1M;", "$(id)", "1M\0", "💾", "--help", "0.0", "10Mb/s", [], {"a": 1}, [1],
+    "", " ", "0", 0, "0G", "-1", -1, "-1G", "+10G", "+1", "NaN", "nan", "inf", "-inf", "Infinity", "1e3", "1E6",
+    "0x10", "1,5G", "1.5.5G", "10X", "G", "K", ".", "10GG", "10 G B", "10BG", "10GiBs", "1_000", "1 000",
+    "9223372036854775808", "18446744073709551616", "8192P", "8192PiB", "9224PB", "9" * 40, "9" * 5000, "٣G",
+    "１０G", "²", "1/2G", "50%", "10%FREE", "ten", "None", "true", True, "{{ x }}", "1M;", "$(id)", "1M\0", "💾",
+    "--help", "0.0", "10Mb/s", [], {"a": 1}, [1],
 ]
 
 
@@ -76,7 +78,10 @@ def test_bad_names_of_other_volumes(volume, pool, option, name):
 
 @pytest.mark.parametrize("pool_name", ["", "../x", "a\nb", "a\0b", "<x/>", "x" * 5000, "nowhere", "日本"], ids=ascii)
 def test_bad_pool_names(hypervisor, pool_name):
-    for module, wish in (("volume", {"name": "a", "size": "1M", "pool": pool_name}), ("volume_info", {"pool": [pool_name]})):
+    for module, wish in (
+        ("volume", {"name": "a", "size": "1M", "pool": pool_name}),
+        ("volume_info", {"pool": [pool_name]}),
+    ):
         result = run_module(module, {"uri": hypervisor.uri, **wish})
         assert result["failed"] and result["reason"] in ("pool_not_found", "invalid_option"), result
 
@@ -146,7 +151,9 @@ def test_libvirtd_not_running(own_hypervisor, make_pool):
     pool = make_pool(on=own_hypervisor)
     own_hypervisor.halt()
     for check in (True, False):
-        result = run_module("volume", {"uri": own_hypervisor.uri, "pool": pool.name, "name": "a", "size": "1M"}, check=check)
+        result = run_module(
+            "volume", {"uri": own_hypervisor.uri, "pool": pool.name, "name": "a", "size": "1M"}, check=check
+        )
         assert result["failed"] and result["reason"] == "connection_failed", result
 
 
@@ -196,11 +203,24 @@ def test_missing_qemu_img(volume, pool, tmp_path):
     assert os.listdir(pool.path) == []
 
 
-@pytest.mark.parametrize("body", [
-    b"", b"QFI\xfb", b"QFI\xfb\0\0\0\x03" + b"\xff" * 600, b"QFI\xfb\0\0\0\x63" + bytes(600), b"\x7fELF" * 100,
-    b"# Disk DescriptorFile\nversion=1\n", b"KDMV" + b"\xff" * 600, b"conectix" + b"\xff" * 504, b"vhdxfile" + b"\xff" * 600,
-    b"QFI\xfb\0\0\0\x01" + b"\xff" * 100, b"OOOO" + bytes(100), bytes(3),
-], ids=["empty", "magic", "ones", "version99", "elf", "vmdk", "vmdk3", "vpc", "vhdx", "qcow1", "lock", "3bytes"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"QFI\xfb",
+        b"QFI\xfb\0\0\0\x03" + b"\xff" * 600,
+        b"QFI\xfb\0\0\0\x63" + bytes(600),
+        b"\x7fELF" * 100,
+        b"# Disk DescriptorFile\nversion=1\n",
+        b"KDMV" + b"\xff" * 600,
+        b"conectix" + b"\xff" * 504,
+        b"vhdxfile" + b"\xff" * 600,
+        b"QFI\xfb\0\0\0\x01" + b"\xff" * 100,
+        b"OOOO" + bytes(100),
+        bytes(3),
+    ],
+    ids=["empty", "magic", "ones", "version99", "elf", "vmdk", "vmdk3", "vpc", "vhdx", "qcow1", "lock", "3bytes"],
+)
 def test_unreadable_images(volume, info, pool, body):
     (pool / "bad").write_bytes(body)
     blank(pool / "good")

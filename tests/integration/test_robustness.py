@@ -95,8 +95,14 @@ def test_out_of_space_while_writing(hypervisor, small, make_pool):
     """Space that was there when it was measured and is gone when it is written."""
     images = make_pool()
     make(images / "template", size=60 * MIB)
-    params = {"uri": hypervisor.uri, "pool": small.name, "name": "a", "template": "template", "template_pool": images.name,
-              "clone_mode": "full"}
+    params = {
+        "uri": hypervisor.uri,
+        "pool": small.name,
+        "name": "a",
+        "template": "template",
+        "template_pool": images.name,
+        "clone_mode": "full",
+    }
     process = start_module("volume", params)
     at_work(process, small)
     with (small / "hog").open("wb") as hog:
@@ -111,9 +117,16 @@ def test_out_of_space_while_writing(hypervisor, small, make_pool):
     assert digest(small / "a") == digest(images / "template")
 
 
-@pytest.mark.parametrize("wish", [
-    {"size": "1M"}, {"size": "1M", "format": "raw"}, {"template": "template", "clone_mode": "full"}, {"template": "template"},
-], ids=["qcow2", "raw", "full", "backing"])
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"size": "1M"},
+        {"size": "1M", "format": "raw"},
+        {"template": "template", "clone_mode": "full"},
+        {"template": "template"},
+    ],
+    ids=["qcow2", "raw", "full", "backing"],
+)
 def test_eight_at_once_make_the_same_volume(hypervisor, pool, wish):
     template = make(pool / "template", size=4 * MIB)
     params = {"uri": hypervisor.uri, "pool": pool.name, "name": "a", **wish}
@@ -128,8 +141,10 @@ def test_eight_at_once_make_the_same_volume(hypervisor, pool, wish):
 
 def test_eight_at_once_make_different_volumes(hypervisor, pool):
     make(pool / "template", size=4 * MIB)
-    started = [start_module("volume", {"uri": hypervisor.uri, "pool": pool.name, "name": f"a{n}", "template": "template"})
-               for n in range(8)]
+    started = [
+        start_module("volume", {"uri": hypervisor.uri, "pool": pool.name, "name": f"a{n}", "template": "template"})
+        for n in range(8)
+    ]
     for result in [finish_module(p, 90) for p in started]:
         assert result.get("changed"), result
     assert len(os.listdir(pool.path)) == 9

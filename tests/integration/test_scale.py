@@ -24,7 +24,9 @@ def crowd(own_hypervisor, make_pool):
     pool.refresh()
     for number in range(DOMAINS):
         source = (pool.name, f"v{number:04}") if number % 2 else pool / f"v{number:04}"
-        own_hypervisor.conn.defineXML(domain_xml(f"vm{number}", disk(source), disk(pool / "v1500", target="vdb", readonly=True)))
+        own_hypervisor.conn.defineXML(
+            domain_xml(f"vm{number}", disk(source), disk(pool / "v1500", target="vdb", readonly=True))
+        )
     return pool
 
 
@@ -46,5 +48,6 @@ def test_every_volume_and_every_attachment(own_hypervisor, crowd):
     assert made["changed"] and len(made["volumes"]) == 2
     refused = run_module("volume", {**params, "name": "v0099", "state": "absent"})
     assert refused["failed"] and [a["domain"] for a in refused["attachments"]] == ["vm99"]
-    assert run_module("volume", {**params, "name": [f"v{n:04}" for n in range(1600, 1700)], "state": "absent"})["changed"]
+    some = [f"v{n:04}" for n in range(1600, 1700)]
+    assert run_module("volume", {**params, "name": some, "state": "absent"})["changed"]
     assert len(list(crowd.path.iterdir())) == VOLUMES + 2 - 100

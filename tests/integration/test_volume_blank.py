@@ -101,7 +101,9 @@ def test_owner_and_group_by_number(created, pool):
     assert ((pool / "a").stat().st_uid, (pool / "a").stat().st_gid) == (4711, 4712)
 
 
-@pytest.mark.parametrize("wish", [{"owner": "no-such-user"}, {"group": "no-such-group"}, {"mode": "rwx"}, {"mode": "99999"}])
+@pytest.mark.parametrize(
+    "wish", [{"owner": "no-such-user"}, {"group": "no-such-group"}, {"mode": "rwx"}, {"mode": "99999"}]
+)
 def test_ownership_that_makes_no_sense(refused, wish):
     refused("invalid_option", name="a", size="1M", **wish)
 

@@ -10,7 +10,7 @@ import os
 
 import libvirt
 import pytest
-from support.hypervisors import disk
+from support.hypervisors import disk, snapshot_outside
 from support.images import MIB, exported_by_nbd, file_sha, held_by_qemu_io, make, noise, overlay, sh, take_snapshot
 
 
@@ -163,18 +163,14 @@ def test_in_the_backing_chain_of_a_defined_domain(guarded, pool, victim, outside
 
 def test_below_an_external_snapshot(guarded, pool, victim, outside, domain):
     virt = domain(disk(victim))
-    virt.snapshotCreateXML(
-        f"<domainsnapshot><name>s</name><disks><disk name='vda'><source file='{outside}/layer'/></disk></disks></domainsnapshot>",
-        libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
+    snapshot_outside(virt, "s", outside / "layer")
     assert guarded()
 
 
 def test_layer_that_only_a_snapshots_metadata_names(guarded, pool, victim, outside, domain):
     """The domain was pointed elsewhere, but its snapshot would still need the layer."""
     virt = domain(disk(victim))
-    virt.snapshotCreateXML(
-        f"<domainsnapshot><name>s</name><disks><disk name='vda'><source file='{outside}/layer'/></disk></disks></domainsnapshot>",
-        libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
+    snapshot_outside(virt, "s", outside / "layer")
     virt.destroy()
     virt.updateDeviceFlags(disk(make(outside / "elsewhere")), libvirt.VIR_DOMAIN_AFFECT_CONFIG)
     assert guarded()

@@ -101,10 +101,24 @@ def test_status_and_format(names, pool, domain):
 def test_every_field(only, pool):
     path = blank(pool / "a", 3 * MIB, options="cluster_size=4096,compat=0.10")
     assert only(name="a") == {
-        "name": "a", "uuid": str(uuid.uuid5(uuid.UUID(pool.uuid), "a")), "key": str(path), "path": str(path),
-        "pool": pool.name, "type": "file", "format": "qcow2", "capacity": 3 * MIB, "allocation": used(path),
-        "status": "available", "attachments": [], "backing": None, "dependents": [], "snapshots": [], "encrypted": False,
-        "cluster_size": 4 * KIB, "compat": "0.10"}
+        "name": "a",
+        "uuid": str(uuid.uuid5(uuid.UUID(pool.uuid), "a")),
+        "key": str(path),
+        "path": str(path),
+        "pool": pool.name,
+        "type": "file",
+        "format": "qcow2",
+        "capacity": 3 * MIB,
+        "allocation": used(path),
+        "status": "available",
+        "attachments": [],
+        "backing": None,
+        "dependents": [],
+        "snapshots": [],
+        "encrypted": False,
+        "cluster_size": 4 * KIB,
+        "compat": "0.10",
+    }
 
 
 def test_sparse_raw(only, pool):
@@ -153,10 +167,15 @@ def test_attached_to_several_domains(only, pool, domain):
 
 def test_empty_cdrom_and_network_disks_are_no_trouble(info, pool, domain):
     blank(pool / "a")
-    domain("<disk type='file' device='cdrom'><target dev='hda' bus='ide'/></disk>",
-           "<disk type='network' device='disk'><driver name='qemu' type='raw'/>"
-           "<source protocol='nbd' name='x'><host name='127.0.0.1' port='1'/></source><target dev='vdb' bus='virtio'/></disk>",
-           disk(pool / "not-there-yet", target="vdc"), disk(("no-such-pool", "v"), target="vdd"), running=False)
+    domain(
+        "<disk type='file' device='cdrom'><target dev='hda' bus='ide'/></disk>",
+        "<disk type='network' device='disk'><driver name='qemu' type='raw'/>"
+        "<source protocol='nbd' name='x'><host name='127.0.0.1' port='1'/></source>"
+        "<target dev='vdb' bus='virtio'/></disk>",
+        disk(pool / "not-there-yet", target="vdc"),
+        disk(("no-such-pool", "v"), target="vdd"),
+        running=False,
+    )
     assert info()["volumes"][0]["status"] == "available"
 
 
@@ -166,7 +185,12 @@ def test_chain_from_top_to_base(only, make_pool, pool):
     middle = overlay(images / "middle", base, "raw")
     overlay(pool / "top", middle)
     assert only(name="top")["backing"] == {
-        "path": str(middle), "format": "qcow2", "name": "middle", "pool": images.name, "chain": [str(middle), str(base)]}
+        "path": str(middle),
+        "format": "qcow2",
+        "name": "middle",
+        "pool": images.name,
+        "chain": [str(middle), str(base)],
+    }
     assert only(name="middle")["backing"] == {
         "path": str(base), "format": "raw", "name": "base", "pool": images.name, "chain": [str(base)]}
 
@@ -183,7 +207,9 @@ def test_dependents_direct_and_indirect_over_pools(only, make_pool, pool):
     overlay(other / "two", overlay(pool / "one", blank(pool / "base")))
     overlay(pool / "beside", pool / "base")
     found = [(d["pool"], d["name"], d["path"]) for d in only(name="base", pool=[pool.name])["dependents"]]
-    assert sorted(found) == sorted((p.name, n, str(p / n)) for p, n in ((pool, "one"), (pool, "beside"), (other, "two")))
+    assert sorted(found) == sorted(
+        (p.name, n, str(p / n)) for p, n in ((pool, "one"), (pool, "beside"), (other, "two"))
+    )
     assert [d["name"] for d in only(name="one")["dependents"]] == ["two"]
 
 

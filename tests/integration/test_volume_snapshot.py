@@ -6,16 +6,15 @@
 
 from __future__ import annotations
 
-import libvirt
 import pytest
-from support.hypervisors import disk, guest_writes
+from support.hypervisors import disk, guest_writes, snapshot_outside
 from support.images import MIB, digest, file_sha, make, overlay, sh, take_snapshot, write
 from support.images import info as image_info
 
 
 @pytest.fixture
 def source(pool):
-    """A qcow2 with a snapshot ``before``; what came after the snapshot differs. Returns (path, digest at the snapshot)."""
+    """A qcow2 that changed after its snapshot ``before``: its path, and the digest at the snapshot."""
     path = make(pool / "source")
     frozen = digest(path)
     take_snapshot(path, "before")
@@ -127,18 +126,12 @@ def test_snapshot_of_a_copy_on_write_volume(created, pool):
     assert digest(pool / "a") == frozen
 
 
-def external_snapshot(virt, name: str, layer) -> None:
-    virt.snapshotCreateXML(
-        f"<domainsnapshot><name>{name}</name><disks><disk name='vda' snapshot='external'><source file='{layer}'/></disk>"
-        "</disks></domainsnapshot>", libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
-
-
 @pytest.mark.parametrize("asked_of", ["source", "layer"])
 def test_external_snapshot_gives_the_frozen_layer(created, pool, domain, asked_of):
     path = make(pool / "source")
     frozen = digest(path)
     virt = domain(disk(path))
-    external_snapshot(virt, "ext", pool / "layer")
+    snapshot_outside(virt, "ext", pool / "layer")
     guest_writes(virt, 0x21)
     assert digest(pool / "layer") != frozen
     bytes_before = file_sha(path)
@@ -151,10 +144,10 @@ def test_the_right_layer_of_two_external_snapshots(created, pool, domain):
     path = make(pool / "source")
     virt = domain(disk(path))
     first = digest(path)
-    external_snapshot(virt, "one", pool / "layer1")
+    snapshot_outside(virt, "one", pool / "layer1")
     guest_writes(virt, 0x21)
     second = digest(pool / "layer1")
-    external_snapshot(virt, "two", pool / "layer2")
+    snapshot_outside(virt, "two", pool / "layer2")
     guest_writes(virt, 0x22)
     created(name="a", snapshot="one", snapshot_volume="layer2")
     created(name="b", snapshot="two", snapshot_volume="layer2")
@@ -199,4 +192,11 @@ def test_restored_copy_that_does_not_fit(refused, make_pool, small):
     images = make_pool()
     path = make(images / "source", size=150 * MIB)
     take_snapshot(path, "s")
-    refused("insufficient_space", name="a", snapshot="s", snapshot_volume="source", snapshot_pool=images.name, pool=small.name)
+    refused(
+        "insufficient_space",
+        name="a",
+        snapshot="s",
+        snapshot_volume="source",
+        snapshot_pool=images.name,
+        pool=small.name,
+    )

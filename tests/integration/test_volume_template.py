@@ -124,7 +124,9 @@ def test_full_copy_from_outside_whose_backing_file_is_in_a_pool(created, pool, t
     assert digest(pool / "a") == digest(template)
 
 
-@pytest.mark.parametrize("wish", [{"clone_mode": "backing"}, {"clone_mode": "full"}, {"clone_mode": "full", "format": "raw"}])
+@pytest.mark.parametrize(
+    "wish", [{"clone_mode": "backing"}, {"clone_mode": "full"}, {"clone_mode": "full", "format": "raw"}]
+)
 def test_larger_than_the_template(created, pool, template, wish):
     made = created(name="a", template="template", size="6M", **wish)
     fmt = made["format"]
@@ -274,7 +276,9 @@ def test_full_copy_that_does_not_fit(refused, make_pool, small):
                      clone_mode="full")
     assert 60 * MIB <= result["required"] < 80 * MIB, "what must be written is measured, not the virtual size"
     assert 0 < result["available"] < 60 * MIB
-    refused("insufficient_space", name="a", template="template", template_pool=images.name, pool=small.name, format="raw")
+    refused(
+        "insufficient_space", name="a", template="template", template_pool=images.name, pool=small.name, format="raw"
+    )
     assert list(small.path.iterdir()) == []
 
 
@@ -287,7 +291,9 @@ def test_copy_on_write_beyond_the_space(volume, refused, make_pool, small):
     assert result["changed"] and len(result["warnings"]) == 1
 
 
-@pytest.mark.parametrize("name", ["-rf", "a b", "a,b", "nbd:host:1", 'q"u\'o<t>e&s', "json:{}", "日本 é", "%2e%s", "a=b"])
+@pytest.mark.parametrize(
+    "name", ["-rf", "a b", "a,b", "nbd:host:1", "q\"u'o<t>e&s", "json:{}", "日本 é", "%2e%s", "a=b"]
+)
 def test_nasty_template_names(volume, pool, name):
     template = make(pool / name, size=MIB)
     expected = digest(template)

@@ -44,12 +44,16 @@ class Hypervisor:
 
     def restart(self) -> None:
         """A new daemon in place of the old one, which dies at once."""
-        subprocess.run([sys.executable, str(TOOL), "restart", str(self.root)], stdout=subprocess.DEVNULL, timeout=60, check=True)
+        subprocess.run(
+            [sys.executable, str(TOOL), "restart", str(self.root)], stdout=subprocess.DEVNULL, timeout=60, check=True
+        )
         self.conn = libvirt.open(self.uri)
 
     def stop(self) -> None:
         self.conn.close()
-        subprocess.run([sys.executable, str(TOOL), "stop", str(self.root)], stdout=subprocess.DEVNULL, timeout=60, check=True)
+        subprocess.run(
+            [sys.executable, str(TOOL), "stop", str(self.root)], stdout=subprocess.DEVNULL, timeout=60, check=True
+        )
 
 
 def is_reachable(uri: str) -> bool:
@@ -108,9 +112,11 @@ def disk(
 
 def domain_xml(name: str, *disks: str) -> str:
     """No operating system, 32 MiB: enough to hold disks open."""
-    return (f"<domain type='qemu'><name>{escape(name)}</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>"
-            "<os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>"
-            f"<devices>{''.join(disks)}<controller type='usb' model='none'/><memballoon model='none'/></devices></domain>")
+    return (
+        f"<domain type='qemu'><name>{escape(name)}</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>"
+        "<os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>"
+        f"<devices>{''.join(disks)}<controller type='usb' model='none'/><memballoon model='none'/></devices></domain>"
+    )
 
 
 def guest_writes(domain: libvirt.virDomain, pattern: int, offset: int = 0, length: int = 1024**2) -> None:
@@ -121,3 +127,11 @@ def guest_writes(domain: libvirt.virDomain, pattern: int, offset: int = 0, lengt
         said = libvirt_qemu.qemuMonitorCommand(
             domain, f'qemu-io -d {drive} "{command}"', libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
         assert said.strip() == "", said
+
+
+def snapshot_outside(domain: libvirt.virDomain, name: str, layer: Path) -> None:
+    """An external snapshot: the domain goes on in ``layer``, what it had is frozen below."""
+    domain.snapshotCreateXML(
+        f"<domainsnapshot><name>{name}</name><disks><disk name='vda' snapshot='external'>"
+        f"<source file={quoteattr(str(layer))}/></disk></disks></domainsnapshot>",
+        libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)

@@ -6,9 +6,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -33,15 +36,14 @@ VOLUME_KEYS = frozenset((
 Result = dict[str, Any]
 
 
+@functools.cache
 def collections_path() -> Path:
     """A directory through which Python and Ansible find this checkout as hypervisor.storage."""
-    root = Path(tempfile.gettempdir(), f"hs-collections-{os.getuid()}-{hashlib.sha1(str(REPO).encode()).hexdigest()[:8]}")
+    root = Path(tempfile.mkdtemp(prefix="hs-collections-"))
+    atexit.register(shutil.rmtree, root)
     link = root / "ansible_collections" / "hypervisor" / "storage"
-    link.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        link.symlink_to(REPO)
-    except FileExistsError:
-        pass
+    link.parent.mkdir(parents=True)
+    link.symlink_to(REPO)
     return root
 
 
@@ -103,7 +105,8 @@ def look_at(directories: Iterable[Path]) -> dict[str, tuple[Any, ...]]:
                 body = hashlib.sha256(path.read_bytes()).hexdigest()
             elif stat.S_ISLNK(st.st_mode):
                 body = os.readlink(path)
-            seen[str(path)] = (oct(st.st_mode), st.st_uid, st.st_gid, st.st_size, st.st_blocks, st.st_mtime_ns, st.st_ino, body)
+            rights, place = (oct(st.st_mode), st.st_uid, st.st_gid), (st.st_ino, st.st_size, st.st_blocks)
+            seen[str(path)] = (*rights, *place, st.st_mtime_ns, body)
     return seen
 
 
@@ -130,8 +133,9 @@ def run_play(
 
 def run_adhoc(module: str, arguments: str, *options: str, python: str = sys.executable, **env: str) -> Result:
     """``ansible localhost -m module -a arguments``, as a person types it."""
-    argv = [_beside("ansible"), "localhost", "-i", "localhost,", "-c", "local", "-e", f"ansible_python_interpreter={python}",
-            "-m", f"hypervisor.storage.{module}", "-a", arguments, *options]
+    here = "localhost -i localhost, -c local -e".split()
+    argv = [_beside("ansible"), *here, f"ansible_python_interpreter={python}"]
+    argv += ["-m", f"hypervisor.storage.{module}", "-a", arguments, *options]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, env=environment(**env))
     start = done.stdout.find("=> {")
     assert start >= 0, done.stdout + done.stderr

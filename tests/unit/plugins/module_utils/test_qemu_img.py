@@ -1,0 +1,453 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.hypervisor.storage.plugins.module_utils import _qemu_img
+from ansible_collections.hypervisor.storage.plugins.module_utils._errors import (
+    InsufficientSpace,
+    StorageError,
+    ToolFailed,
+    ToolMissing,
+    VolumeInUse,
+)
+from ansible_collections.hypervisor.storage.plugins.module_utils._qemu_img import Completed, Measure, QemuImg, run_tool
+
+needs_qemu = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
+
+MIB = 1024**2
+MEASURED = '{"required": 327680, "fully-allocated": 1376256}'
+
+
+class Script:
+    """A runner that answers from a script and keeps what it was asked."""
+
+    def __init__(self, *answers: Completed) -> None:
+        self.answers = list(answers)
+        self.calls: list[tuple[list[str], tuple[int, ...], bool]] = []
+
+    def __call__(self, argv: Sequence[str], pass_fds: Sequence[int], limited: bool) -> Completed:
+        self.calls.append((list(argv[1:]), tuple(pass_fds), limited))
+        return self.answers.pop(0) if self.answers else Completed(0, MEASURED, "")
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A qemu-img that is found, but never run."""
+    path = tmp_path / "bin" / "qemu-img"
+    path.parent.mkdir()
+    path.write_text("#!/bin/false\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(_qemu_img, "SEARCH_PATH", str(path.parent))
+    return path
+
+
+CREATE: dict[str, Any] = {"path": "/pool/-web", "image_format": "qcow2", "capacity": MIB, "options": {}}
+CONVERT: dict[str, Any] = {
+    "source": "/pool/a b", "source_format": "raw", "snapshot": None, "shared": False, "target": "/proc/self/fd/7",
+    "target_format": "qcow2", "options": {}, "direct": True,
+}  # fmt: skip
+MEASURE: dict[str, Any] = {
+    "source": "/pool/-web", "source_format": "qcow2", "snapshot": None, "shared": False, "target_format": "raw",
+    "options": {},
+}  # fmt: skip
+RESIZE: dict[str, Any] = {"path": "/pool/-web", "image_format": "raw", "capacity": 2 * MIB}
+
+
+@pytest.mark.usefixtures("program")
+@pytest.mark.parametrize(
+    ("function", "arguments", "argv", "fds", "limited"),
+    [
+        ("create", CREATE, ["create", "-q", "-f", "qcow2", "--", "/pool/-web", "1048576"], (), False),
+        (
+            "create",
+            {**CREATE, "options": {"compat": "1.1", "cluster_size": "4096"}, "pass_fds": (7,)},
+            ["create", "-q", "-f", "qcow2", "-o", "compat=1.1,cluster_size=4096", "--", "/pool/-web", "1048576"],
+            (7,),
+            False,
+        ),
+        (
+            "create",
+            {**CREATE, "options": {"data_file": "a,b", "x": ",,"}, "backing": ("/pool/-a,b", "raw")},
+            ["create", "-q", "-f", "qcow2", "-o", "data_file=a,,b,x=,,,,", "-b", "/pool/-a,b", "-F", "raw", "--",
+             "/pool/-web", "1048576"],
+            (),
+            False,
+        ),
+        (
+            "convert",
+            CONVERT,
+            ["convert", "-q", "-f", "raw", "-O", "qcow2", "-W", "-m", "16", "-t", "none", "--", "/pool/a b",
+             "/proc/self/fd/7"],
+            (),
+            False,
+        ),
+        (
+            "convert",
+            {**CONVERT, "source_format": "qcow2", "snapshot": "1,x", "shared": True, "direct": False,
+             "options": {"preallocation": "off"}, "into_existing": True, "compressed": True,
+             "backing": ("/pool/-a,b", "raw"), "pass_fds": (7, 8)},
+            ["convert", "-q", "-f", "qcow2", "-O", "qcow2", "-W", "-m", "16",
+             "-t", "writeback", "-o", "preallocation=off", "-l", "snapshot.id=1,,x", "-U", "-n", "-c",
+             "-B", "/pool/-a,b", "-F", "raw", "--", "/pool/a b", "/proc/self/fd/7"],
+            (7, 8),
+            False,
+        ),
+        ("measure", MEASURE, ["measure", "--output=json", "-f", "qcow2", "-O", "raw", "--", "/pool/-web"], (), True),
+        (
+            "measure",
+            {**MEASURE, "snapshot": "2", "shared": True, "options": {"cluster_size": "4096"}},
+            ["measure", "--output=json", "-f", "qcow2", "-O", "raw", "-o", "cluster_size=4096", "-l", "snapshot.id=2",
+             "-U", "--", "/pool/-web"],
+            (),
+            True,
+        ),
+        (
+            "measure_empty",
+            {"capacity": MIB, "image_format": "qcow2", "options": {"cluster_size": "4096"}},
+            ["measure", "--output=json", "-O", "qcow2", "-o", "cluster_size=4096", "--size", "1048576"],
+            (),
+            True,
+        ),
+        ("resize", RESIZE, ["resize", "-q", "-f", "raw", "--", "/pool/-web", "2097152"], (), False),
+        (
+            "resize",
+            {**RESIZE, "preallocation": "falloc", "shrink": True, "pass_fds": (7,)},
+            ["resize", "-q", "-f", "raw", "--preallocation=falloc", "--shrink", "--", "/pool/-web", "2097152"],
+            (7,),
+            False,
+        ),
+        (
+            "compare",
+            {"first": "/pool/-a", "first_format": "qcow2", "second": "/proc/self/fd/7", "second_format": "raw",
+             "pass_fds": (7,)},
+            ["compare", "-q", "-f", "qcow2", "-F", "raw", "--", "/pool/-a", "/proc/self/fd/7"],
+            (7,),
+            False,
+        ),
+        (
+            "check",
+            {"path": "/pool/-a", "image_format": "qcow2"},
+            ["check", "-q", "-f", "qcow2", "--", "/pool/-a"],
+            (),
+            False,
+        ),
+    ],
+)  # fmt: skip
+def test_arguments(
+    function: str, arguments: dict[str, Any], argv: list[str], fds: tuple[int, ...], limited: bool
+) -> None:
+    script = Script()
+    getattr(QemuImg(script), function)(**arguments)
+    assert script.calls == [(argv, fds, limited)]
+
+
+@pytest.mark.usefixtures("program")
+def test_measure_tells_both_numbers() -> None:
+    assert QemuImg(Script()).measure(**MEASURE) == Measure(required=327680, fully_allocated=1376256)
+
+
+def test_the_program_is_found_once(program: Path) -> None:
+    seen: list[str] = []
+
+    def runner(argv: Sequence[str], pass_fds: Sequence[int], limited: bool) -> Completed:
+        seen.append(argv[0])
+        return Completed(0, "", "")
+
+    tool = QemuImg(runner)
+    tool.resize(**RESIZE)
+    program.unlink()
+    tool.resize(**RESIZE)
+    assert seen == [str(program)] * 2
+
+
+def test_a_missing_program_is_named_with_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_qemu_img, "SEARCH_PATH", str(tmp_path))
+    script = Script()
+    with pytest.raises(ToolMissing) as caught:
+        QemuImg(script).create(**CREATE)
+    assert caught.value.facts == {"tool": "qemu-img"}
+    assert "qemu-utils" in caught.value.msg
+    assert script.calls == []
+
+
+@pytest.mark.usefixtures("program")
+@pytest.mark.parametrize(
+    ("done", "expected", "words"),
+    [
+        (
+            Completed(1, "", "qemu-img: error while writing at byte 0: No space left on device\n"),
+            InsufficientSpace,
+            "the storage is full (qemu-img: qemu-img: error while writing at byte 0: No space left on device)",
+        ),
+        (Completed(1, "", "qemu-img: x: Disk quota exceeded"), InsufficientSpace, "quota"),
+        (
+            Completed(
+                1, "", "qemu-img: Could not open 'x': Failed to get \"write\" lock\nIs another process using the image?"
+            ),
+            VolumeInUse,
+            "another process has the image open",
+        ),
+        (Completed(-9, "", ""), ToolFailed, "ended by signal 9. no message"),
+        (Completed(-24, "", "half a line"), ToolFailed, "ended by signal 24. half a line"),
+        (Completed(1, "on stdout", ""), ToolFailed, "exit code 1: on stdout"),
+        (Completed(1, "out", "first\nlast \n\n"), ToolFailed, "exit code 1: last"),
+        (Completed(2, "", "x" * 10_000), ToolFailed, "exit code 2: " + "x" * 500),
+    ],
+)
+def test_failures_have_a_reason(done: Completed, expected: type[StorageError], words: str) -> None:
+    with pytest.raises(expected) as caught:
+        QemuImg(Script(done)).resize(**RESIZE)
+    assert caught.value.msg.startswith("Cannot resize '/pool/-web': ")
+    assert words in caught.value.msg
+    assert len(caught.value.msg) < 700
+    if expected is ToolFailed and done.returncode > 0:
+        assert caught.value.facts == {"rc": done.returncode}
+
+
+@pytest.mark.usefixtures("program")
+@pytest.mark.parametrize(("code", "sound"), [(0, True), (3, False), (1, None), (2, None), (-9, None)])
+def test_leaked_clusters_are_no_damage(code: int, sound: bool | None) -> None:
+    tool = QemuImg(Script(Completed(code, "", "said")))
+    if sound is None:
+        with pytest.raises(ToolFailed):
+            tool.check(path="/pool/web", image_format="qcow2")
+    else:
+        assert tool.check(path="/pool/web", image_format="qcow2") is sound
+
+
+# -- running tools ---------------------------------------------------------------------------------
+
+
+def test_a_tool_speaks_the_c_locale_and_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    monkeypatch.setenv("LANGUAGE", "de")
+    done = run_tool(["sh", "-c", 'echo "$LC_ALL $LANGUAGE"; cat; echo problem >&2; exit 3'], (), False)
+    assert done == Completed(3, "C C\n", "problem\n")
+
+
+def test_a_tool_may_say_what_is_no_text() -> None:
+    assert run_tool(["printf", "\\377x"], (), False).stdout == "\ufffdx"
+
+
+def test_limits_are_for_those_who_read_headers_only() -> None:
+    argv = ["sh", "-c", "ulimit -t; ulimit -v"]
+    assert run_tool(argv, (), True).stdout.split() == ["30", str(1024**2)]
+    assert run_tool(argv, (), False).stdout.split() == ["unlimited", "unlimited"]
+
+
+def test_descriptors_are_passed_on_only_when_asked(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("content")
+    fd = os.open(tmp_path / "file", os.O_RDONLY)
+    try:
+        assert run_tool(["cat", f"/proc/self/fd/{fd}"], (fd,), False).stdout == "content"
+        assert run_tool(["cat", f"/proc/self/fd/{fd}"], (), False).returncode != 0
+    finally:
+        os.close(fd)
+
+
+def test_a_signal_is_a_negative_code() -> None:
+    assert run_tool(["sh", "-c", "kill -KILL $$"], (), False).returncode == -signal.SIGKILL
+
+
+def test_a_tool_dies_with_its_parent(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    child = os.fork()
+    if child == 0:
+        try:
+            run_tool(["sh", "-c", f"echo $$ > {note}.new; mv {note}.new {note}; exec sleep 60"], (), False)
+        finally:
+            os._exit(0)
+    deadline = time.monotonic() + 10
+    while not note.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    tool = int(note.read_text())
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    while is_alive(tool):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# -- the real one ----------------------------------------------------------------------------------
+
+
+def info(path: Path) -> dict[str, Any]:
+    argv = ["qemu-img", "info", "--output=json", str(path)]
+    answer: dict[str, Any] = json.loads(subprocess.run(argv, check=True, stdout=subprocess.PIPE).stdout)
+    return answer
+
+
+def run(*argv: object) -> None:
+    subprocess.run([str(part) for part in argv], check=True, stdout=subprocess.DEVNULL)
+
+
+@needs_qemu
+def test_create_for_real(tmp_path: Path) -> None:
+    base = tmp_path / "base, -F qcow2"
+    QemuImg().create(path=str(base), image_format="raw", capacity=MIB, options={})
+    top = tmp_path / "-web"
+    QemuImg().create(
+        path=str(top), image_format="qcow2", capacity=2 * MIB, options={"compat": "1.1", "cluster_size": "4096"},
+        backing=(str(base), "raw"),
+    )  # fmt: skip
+    said = info(top)
+    assert (said["virtual-size"], said["cluster-size"]) == (2 * MIB, 4096)
+    assert (said["backing-filename"], said["backing-filename-format"]) == (str(base), "raw")
+
+
+@needs_qemu
+def test_create_into_a_descriptor(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_TMPFILE | os.O_RDWR)
+    try:
+        QemuImg().create(
+            path=f"/proc/self/fd/{fd}", image_format="qcow2", capacity=MIB, options={}, pass_fds=(fd,)
+        )
+        assert os.pread(fd, 4, 0) == b"QFI\xfb"
+    finally:
+        os.close(fd)
+
+
+@needs_qemu
+def test_convert_a_snapshot_for_real(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    run("qemu-img", "create", "-q", "-f", "qcow2", source, MIB)
+    run("qemu-io", "-c", "write -P 1 0 4k", source)
+    run("qemu-img", "snapshot", "-c", "2", source)  # its name is another's id
+    run("qemu-io", "-c", "write -P 2 0 4k", source)
+    run("qemu-img", "snapshot", "-c", "1", source)
+    run("qemu-io", "-c", "write -P 3 0 4k", source)
+    for snapshot, byte in (("1", 1), ("2", 2), (None, 3)):
+        target = tmp_path / f"target{byte}"
+        QemuImg().convert(
+            source=str(source), source_format="qcow2", snapshot=snapshot, shared=False, target=str(target),
+            target_format="raw", options={}, direct=False,
+        )  # fmt: skip
+        assert target.read_bytes()[:4096] == bytes([byte]) * 4096
+        assert target.stat().st_size == MIB
+
+
+@needs_qemu
+def test_a_raw_source_is_copied_as_it_is(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret" + bytes(MIB - 6))
+    forged = tmp_path / "forged"
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", secret, "-F", "raw", forged)
+    QemuImg().convert(
+        source=str(forged), source_format="raw", snapshot=None, shared=False, target=str(tmp_path / "copy"),
+        target_format="raw", options={}, direct=False,
+    )  # fmt: skip
+    copy = (tmp_path / "copy").read_bytes()
+    assert copy.startswith(b"QFI\xfb")
+    assert not copy.startswith(b"secret")
+
+
+@needs_qemu
+def test_measure_for_real(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"x" * MIB)
+    os.truncate(source, 4 * MIB)
+    measured = QemuImg().measure(
+        source=str(source), source_format="raw", snapshot=None, shared=False, target_format="qcow2", options={}
+    )
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", source, tmp_path / "copy")
+    assert (tmp_path / "copy").stat().st_size <= measured.required < 2 * MIB < measured.fully_allocated
+    empty = QemuImg().measure_empty(capacity=4 * MIB, image_format="qcow2", options={"cluster_size": "4096"})
+    assert empty.required < MIB < empty.fully_allocated
+
+
+@needs_qemu
+def test_compare_for_real(tmp_path: Path) -> None:
+    first, longer, other, image = (tmp_path / name for name in ("first", "longer", "other", "image"))
+    first.write_bytes(b"x" * MIB)
+    longer.write_bytes(b"x" * MIB + bytes(MIB))
+    other.write_bytes(b"x" * (MIB - 1) + b"y")
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", first, image)
+
+    def compare(second: Path, second_format: str = "raw") -> None:
+        QemuImg().compare(first=str(first), first_format="raw", second=str(second), second_format=second_format)
+
+    compare(longer)
+    compare(image, "qcow2")
+    with pytest.raises(ToolFailed, match="differs"):
+        compare(other)
+    with pytest.raises(ToolFailed, match="Cannot compare"):
+        compare(tmp_path / "gone")
+
+
+@needs_qemu
+def test_check_for_real(tmp_path: Path) -> None:
+    path = tmp_path / "web"
+    run("qemu-img", "create", "-q", "-f", "qcow2", path, MIB)
+    assert QemuImg().check(path=str(path), image_format="qcow2")
+    with path.open("r+b") as file:
+        file.truncate(8 * 65536)
+        file.seek(2 * 65536 + 2 * 5)  # the refcount of a cluster that nobody refers to
+        file.write(b"\0\1")
+    assert not QemuImg().check(path=str(path), image_format="qcow2")
+    with path.open("r+b") as file:
+        file.seek(2 * 65536)
+        file.write(b"\0\0")  # the header's own
+    with pytest.raises(ToolFailed):
+        QemuImg().check(path=str(path), image_format="qcow2")
+
+
+@needs_qemu
+def test_resize_for_real(tmp_path: Path) -> None:
+    path = tmp_path / "web"
+    for image_format in ("raw", "qcow2"):
+        run("qemu-img", "create", "-q", "-f", image_format, path, MIB)
+        QemuImg().resize(path=str(path), image_format=image_format, capacity=2 * MIB, preallocation="falloc")
+        assert info(path)["virtual-size"] == 2 * MIB
+        assert path.stat().st_blocks * 512 >= MIB
+        with pytest.raises(ToolFailed):
+            QemuImg().resize(path=str(path), image_format=image_format, capacity=MIB)
+        QemuImg().resize(path=str(path), image_format=image_format, capacity=MIB, shrink=True)
+        assert info(path)["virtual-size"] == MIB
+
+
+@needs_qemu
+def test_an_image_that_is_open_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "web"
+    run("qemu-img", "create", "-q", "-f", "qcow2", path, MIB)
+    with subprocess.Popen(["qemu-io", str(path)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as holder:
+        deadline = time.monotonic() + 10
+        while subprocess.run(
+            ["qemu-img", "info", str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+        ).returncode == 0:  # fmt: skip
+            assert time.monotonic() < deadline
+        with pytest.raises(VolumeInUse):
+            QemuImg().resize(path=str(path), image_format="qcow2", capacity=2 * MIB)
+        holder.kill()
+
+
+@needs_qemu
+def test_a_full_device(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"x" * MIB)
+    with pytest.raises(StorageError):
+        QemuImg().convert(
+            source=str(source), source_format="raw", snapshot=None, shared=False, target="/dev/full",
+            target_format="raw", options={}, direct=False, into_existing=True,
+        )  # fmt: skip

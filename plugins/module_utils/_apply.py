@@ -178,6 +178,7 @@ class Worker:
     def _hold_doomed(self, steps: tuple[Step, ...], held: contextlib.ExitStack) -> None:
         """Lock the images to be deleted, then look once more who uses them: between the plan and now a domain may have come."""
         doomed = [step for step in steps if isinstance(step, Delete)]
+        _locks.allow_open_files(len(doomed))
         for step in doomed:
             if step.type == "file" and os.path.isfile(step.path):
                 with _staging.explained(f"open volume {step.name!r} of pool {step.pool.name!r}"):

@@ -149,6 +149,11 @@ class Connection:
         with _translate(f"look up volume {name!r} in pool {pool.name!r}"):
             return _unless_gone(describe, self._pools[pool.uuid])
 
+    def knows_volume(self, pool: Pool, name: str) -> bool:
+        """Whether libvirt has a volume of that name in its list now (no refresh)."""
+        with _translate(f"look up volume {name!r} in pool {pool.name!r}"):
+            return _unless_gone(lambda handle: handle.storageVolLookupByName(name), self._pools[pool.uuid]) is not None
+
     def volumes(self, pool: Pool) -> list[_xml.VolumeDef]:
         """What libvirt knows of all volumes of a pool now; those that vanish meanwhile are left out."""
         with _translate(f"list the volumes of pool {pool.name!r}"):

@@ -20,6 +20,8 @@ import errno
 import fcntl
 import hashlib
 import os
+import random
+import resource
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -63,7 +65,7 @@ def _patiently(attempt: Callable[[], bool], timeout: float) -> bool:
     while not attempt():
         if time.monotonic() > deadline:
             return False
-        time.sleep(pause)
+        time.sleep(pause * random.uniform(0.5, 1.5))  # two that meet must not keep meeting
         pause = min(pause * 1.5, 0.25)
     return True
 
@@ -86,27 +88,40 @@ def try_exclusive_byte(fd: int, offset: int) -> bool:
 
 
 @contextlib.contextmanager
-def hold_names(place: Ident, names: Iterable[str], *, timeout: float | None = None) -> Iterator[None]:
+def hold_names(place: Ident, names: Iterable[str], *, timeout: float | None = None) -> Iterator[bool]:
     """Hold the exclusive right to work on these volume names of a place (a directory's or pool's identity).
 
     Names map to single bytes of one file far outside any pool, so holding many costs no file and a killed
-    holder leaves nothing behind. Raises Locked when another run holds one for longer than the timeout.
+    holder leaves nothing behind. Yields whether another run was in the way, so that what was seen before is old.
+    Raises Locked when one holds a name for longer than the timeout.
     """
     limit = NAME_TIMEOUT if timeout is None else timeout
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(_lock_home(), flags, 0o600)
     try:
         by_offset = {_offset_of(place, name): name for name in names}
+        waited = False
         for offset in sorted(by_offset):
+            if _try_lock(fd, fcntl.F_WRLCK, offset):
+                continue
+            waited = True
             if not _patiently(lambda at=offset: _try_lock(fd, fcntl.F_WRLCK, at), limit):  # type: ignore[misc]
                 raise Locked(
                     f"Another run has been working on volume {by_offset[offset]!r} for more than {limit:.0f} s. "
                     "Wait for it to end and run again; nothing was changed.",
                     volume=by_offset[offset],
                 )
-        yield
+        yield waited
     finally:
         os.close(fd)
+
+
+def allow_open_files(count: int) -> None:
+    """Make room for this many more open files, as far as the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 256
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
 def _offset_of(place: Ident, name: str) -> int:

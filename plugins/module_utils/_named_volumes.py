@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from . import _locks, _requests, _staging
-from ._directory import identify, loop_devices_on
+from ._directory import identify, look_at, loop_devices_on
 from ._errors import Unsupported, VolumeNotFound
 from ._inventory import NOT_AN_IMAGE, Host, Image
 from ._model import Ident, Pool, Volume
@@ -29,8 +30,9 @@ class NamedVolumes:
     def guard(self, host: Host) -> Iterator[None]:
         """Hold the names; leftovers of killed runs are cleared first, and libvirt's view of the names set right."""
         pool = host.pool(self.pool_name)
-        with _locks.hold_names(_place_of(pool), self.names):
-            host.forget()
+        with _locks.hold_names(_place_of(pool), self.names) as waited:
+            if waited:
+                host.forget()
             if pool.stores_files and pool.path is not None:
                 self.tidy(host, pool)
                 _staging.sweep(pool.path)
@@ -53,7 +55,9 @@ class NamedVolumes:
     def _correct_libvirt(self, host: Host, pool: Pool) -> None:
         """A run that was killed after it published or removed a file could not tell libvirt: do it now."""
         for name in self.names:
-            if (host.image(pool, name) is not None) != (host.connection.volume(pool, name) is not None):
+            facts = look_at(os.path.join(pool.path or "", name))
+            listed = facts is not None and facts.kind != "other"
+            if listed != host.connection.knows_volume(pool, name):
                 host.tell_libvirt(pool)
                 return
 

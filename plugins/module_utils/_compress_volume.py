@@ -1,0 +1,386 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The use case behind ``volume_compress``: find what takes room for nothing, and give it back.
+
+Zeros become holes in the image's file: nothing the image says changes, so its chain, snapshots and overlays
+stay right at every moment. A trim is first tried on an overlay that is thrown away, which tells what it would
+bring without a write to the image. A rewrite makes a second file that takes the first one's place when it is
+complete and compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from . import _clusters, _holes, _locks, _plan, _requests, _sources, _staging
+from ._compress_plan import (
+    Compress,
+    CompressPlan,
+    CompressWish,
+    FileFacts,
+    Gains,
+    Saving,
+    obstacle_to_trim,
+    plan_compress,
+    refuse_busy,
+    refuse_others,
+    refuse_rewrite,
+)
+from ._directory import loop_devices_on
+from ._errors import StorageError, ToolFailed, VolumeMismatch
+from ._image_header import ImageHeader, read_header
+from ._inventory import Host, Image
+from ._libguestfs import Libguestfs
+from ._model import Attachment, Pool
+from ._named_volumes import NamedVolumes, gather_facts, need_image
+from ._plan import Facts, Plan
+from ._qemu_img import QemuImg
+
+_CLUSTER_OVERHEAD = 24  # at most: L2 entry, its subclusters and a 64-bit reference count
+
+
+class CompressTask(NamedVolumes):
+    """One call of ``volume_compress``."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        super().__init__(params)
+        self._wish = CompressWish(
+            method=params["method"],
+            compression=None if params["compression"] == "none" else params["compression"],
+            min_reclaim=_requests.read_size(params["min_reclaim"], option="min_reclaim") or 0,
+        )
+        self._qemu_img = QemuImg()
+        self._libguestfs = Libguestfs()
+        self._held: contextlib.ExitStack | None = None  # of a real run, to its end
+        self._found: dict[str, _Held] = {}
+        self._savings: tuple[Saving, ...] = ()
+
+    @contextlib.contextmanager
+    def guard(self, host: Host) -> Iterator[None]:
+        """Hold the names, and from the decision on the images."""
+        with super().guard(host), contextlib.ExitStack() as self._held:
+            yield
+
+    def decide(self, host: Host) -> CompressPlan:
+        """Look into all volumes and plan; raises before anything is done if one is refused."""
+        pool = host.pool(self.pool_name)
+        trims = {name: self._look(host, pool, name) for name in self.names}
+        plans, work, savings = [], [], []
+        need = 0
+        for name, why_not in trims.items():
+            with contextlib.ExitStack() as passing:
+                image = need_image(host, pool, name)
+                held = passing.enter_context(_hold(image))
+                gains, trim, why_not = self._search(image, held, why_not)
+                planned, step, saving = plan_compress(
+                    volume=host.describe(image),
+                    pool=pool,
+                    wish=self._wish,
+                    trims=trim,
+                    note=_brief(why_not) if why_not is not None else None,
+                    gains=gains,
+                )
+                plans.append(planned)
+                savings.append(saving)
+                if step is None:
+                    continue
+                work.append(step)
+                if step.compression:
+                    need = max(need, self._room_for_rewrite(image, held))
+                if self._held is not None:
+                    self._found[name] = held
+                    self._held.push(passing.pop_all())
+        if work:
+            host.assert_refreshable(pool)
+        if need:  # one at a time: each gives room back before the next
+            names = [step.name for step in work if step.compression]
+            _plan.check_space(
+                pool=pool, names=names, required=need, thin=0, available=host.free_bytes(pool), overcommit=True
+            )
+        self._savings = tuple(savings)
+        return CompressPlan(volumes=tuple(plans), work=tuple(work), savings=self._savings)
+
+    def carry_out(self, host: Host, plan: CompressPlan) -> CompressPlan:
+        """Do one volume after the other; the plan comes back with what was measured."""
+        outcome, done, saved = plan, [], {saving.name: saving for saving in plan.savings}
+        pool = host.pool(self.pool_name)
+        try:
+            for step in plan.work:
+                before = saved[step.name].before
+                used = self._compress(host, step)
+                after = _allocation(step.path)
+                saved[step.name] = replace(saved[step.name], after=after, compression=used if after < before else None)
+                if after == before and not step.trim:
+                    outcome = outcome.without(step.name)
+                    continue
+                done.append(step)
+        except StorageError as error:
+            if done:
+                with contextlib.suppress(StorageError):  # the first failure is the one to report
+                    host.tell_libvirt(pool)
+            names = [each.name for each in done]
+            error.facts.setdefault("changed", bool(done))
+            error.facts.setdefault("actions", [each.text for each in done])
+            error.facts.setdefault("done", names)
+            error.facts.setdefault("not_done", [each.name for each in plan.work if each.name not in names])
+            raise
+        host.tell_libvirt(pool)
+        self._savings = tuple(saved[saving.name] for saving in plan.savings)
+        return replace(outcome, savings=self._savings)
+
+    def extra_result(self, plan: Plan) -> dict[str, Any]:
+        """The sums, and each volume's share."""
+        before, after = sum(s.before for s in self._savings), sum(s.after for s in self._savings)
+        return {
+            "allocation_before": before,
+            "allocation_after": after,
+            "reclaimed": before - after,
+            "savings": [saving.to_result() for saving in self._savings],
+        }
+
+    # -- look --------------------------------------------------------------------------------------
+
+    def _look(self, host: Host, pool: Pool, name: str) -> StorageError | None:
+        """Refuse what can't be compressed; returns why it can't be trimmed."""
+        image = need_image(host, pool, name)
+        volume = host.describe(image)
+        refuse_others(volume=volume, pool=pool)
+        _sources.assert_readable(host, image, _where(image))
+        refuse_busy(volume=volume, facts=gather_facts(image), above=_uses_above(host, image))
+        if self._wish.compression:
+            refuse_rewrite(volume=volume, compression=self._wish.compression, file=_file_facts(image))
+        if self._wish.method == "zeros":
+            return None
+        why_not = obstacle_to_trim(volume=volume) or self._libguestfs.missing()
+        if why_not is not None and self._wish.method == "trim":
+            raise why_not
+        return why_not
+
+    def _search(
+        self, image: Image, held: _Held, why_not: StorageError | None
+    ) -> tuple[Gains, bool, StorageError | None]:
+        """What can be gained in an image that stands still; whether it is trimmed, and if not, why."""
+        trimmed = None
+        if image.allocation < self._wish.min_reclaim:
+            return Gains(), False, why_not
+        if self._wish.method != "zeros" and why_not is None:
+            try:
+                trimmed = self._try_trim(image)
+            except ToolFailed as error:
+                if self._wish.method == "trim":
+                    raise
+                why_not = error
+        with _staging.explained(f"read the {_where(image)}"):
+            clusters = _clusters.read_map(held.fd, held.header, where=_where(image), trimmed=trimmed)
+            held.clusters = clusters.data_clusters + clusters.compressed_clusters
+            held.found = found = _holes.find(held.fd, clusters, squeeze=self._wish.compression)
+        gains = Gains(
+            zeros=found.zero_bytes,
+            trimmed=found.doomed_bytes + clusters.doomed_bytes,
+            squeezed=int(found.data_bytes * (1 - found.squeezed)),
+        )
+        return gains, trimmed is not None, why_not
+
+    def _try_trim(self, image: Image) -> mmap.mmap:
+        """Trim an overlay that is thrown away, and read from it which guest clusters a trim gives back."""
+        with tempfile.TemporaryDirectory(prefix="hypervisor.storage-") as directory:
+            scratch = os.path.join(directory, "scratch.qcow2")
+            self._qemu_img.create(
+                path=scratch,
+                image_format="qcow2",
+                capacity=image.capacity,
+                options={"compat": "1.1", "cluster_size": str(image.header.cluster_size)},
+                backing=(image.path, "qcow2"),
+            )
+            self._libguestfs.sparsify(scratch, what=f"find out what a trim of the {_where(image)} brings")
+            with _staging.explained("read what a trim brings"):
+                fd = os.open(scratch, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    return _clusters.read_zeroed(fd, read_header(fd), where=_where(image))
+                finally:
+                    os.close(fd)
+
+    def _room_for_rewrite(self, image: Image, held: _Held) -> int:
+        """Bytes that the rewritten file can come to take."""
+        if image.backing is None:
+            measured = self._qemu_img.measure(
+                source=image.path,
+                source_format="qcow2",
+                snapshot=None,
+                shared=False,
+                target_format="qcow2",
+                options=_features(image.header, None),
+            )
+            return measured.required
+        # qemu-img would count the backing files too.
+        size = image.header.cluster_size or 0
+        return held.clusters * (size + _CLUSTER_OVERHEAD) + _plan.empty_qcow2_bytes(image.capacity, size)
+
+    # -- do ----------------------------------------------------------------------------------------
+
+    def _compress(self, host: Host, step: Compress) -> str | None:
+        """Do one volume's work; returns the compression that it was rewritten with."""
+        held = self._found.pop(step.name)
+        if step.trim:
+            self._claim(host, step, held)
+            held.release()  # virt-sparsify takes QEMU's own lock
+            self._libguestfs.sparsify(step.path, what=f"trim volume {step.name!r} of pool {step.pool.name!r}")
+            held = self._take_again(host, step)
+        try:
+            if step.compression and self._rewrite(host, step, held):
+                return step.compression
+            if held.found.zero_bytes and (step.trim or held.found.zero_bytes >= step.min_reclaim):
+                self._claim(host, step, held)
+                self._dig(step, held)
+            return None
+        finally:
+            held.release()
+
+    def _take_again(self, host: Host, step: Compress) -> _Held:
+        """Hold and map the volume anew after somebody else wrote to it."""
+        host.forget()
+        image = need_image(host, step.pool, step.name)
+        held = _Held.take(image)
+        with _staging.explained(f"read the {_where(image)}"):
+            held.found = _holes.find(held.fd, _clusters.read_map(held.fd, held.header, where=_where(image)))
+        return held
+
+    def _claim(self, host: Host, step: Compress, held: _Held) -> None:
+        """Make the hold exclusive, then look once more who uses it: a domain may have come since the plan."""
+        _locks.claim_image(held.fd, path=step.path, what=f"compress volume {step.name!r}")
+        host.forget()
+        image = need_image(host, step.pool, step.name)
+        if image.ident != held.ident:
+            raise VolumeMismatch(f"Volume {step.name!r} in pool {step.pool.name!r} was exchanged meanwhile. Run again.")
+        volume = host.describe(image)
+        refuse_busy(
+            volume=volume, facts=Facts(loop_devices=tuple(loop_devices_on(image.ident))), above=_uses_above(host, image)
+        )
+        if step.trim:
+            why_not = obstacle_to_trim(volume=volume)
+            if why_not is not None:
+                raise why_not
+
+    def _dig(self, step: Compress, held: _Held) -> None:
+        with _staging.explained(f"give back the zeros of volume {step.name!r}"):
+            fd = os.open(f"/proc/self/fd/{held.fd}", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                _holes.dig(fd, held.found)
+            finally:
+                os.close(fd)
+
+    def _rewrite(self, host: Host, step: Compress, held: _Held) -> bool:
+        """Put a compressed copy in the volume's place; ``False`` when it turned out not to be worth it."""
+        header = held.header
+        directory = os.path.dirname(step.path)
+        backing = (header.backing_file, header.backing_format or "qcow2") if header.backing_file else None
+        # Relative names of backing files start at the image's directory, so the copy has to lie there by name.
+        with _staging.stage(directory, named=backing is not None) as staged:
+            self._qemu_img.convert(
+                source=step.path,
+                source_format="qcow2",
+                snapshot=None,
+                shared=False,
+                target=staged.path,
+                target_format="qcow2",
+                options=_features(header, step.compression),
+                direct=_staging.supports_direct(staged),
+                compressed=True,
+                backing=backing,
+                pass_fds=(staged.fd,),
+            )
+            os.fsync(staged.fd)
+            before, after = os.fstat(held.fd).st_blocks * 512, os.fstat(staged.fd).st_blocks * 512
+            if before - after < step.min_reclaim:
+                return False
+            self._qemu_img.compare(
+                first=step.path, first_format="qcow2", second=staged.path, second_format="qcow2", pass_fds=(staged.fd,)
+            )
+            self._claim(host, step, held)
+            _staging.replace(staged, step.name, old_fd=held.fd)
+        return True
+
+
+class _Held:
+    """An image held against writers, with what was found in it."""
+
+    def __init__(self, image: Image, stack: contextlib.ExitStack, fd: int, header: ImageHeader) -> None:
+        self.ident, self.fd, self.header = image.ident, fd, header
+        self.release = stack.close
+        self.found = _holes.Findings()
+        self.clusters = 0
+
+    @classmethod
+    def take(cls, image: Image) -> _Held:
+        """Raises VolumeInUse when somebody has it open for writing, VolumeMismatch when it isn't what it was."""
+        what = f"compress volume {image.name!r}"
+        with contextlib.ExitStack() as stack:
+            with _staging.explained(what):
+                fd = stack.enter_context(_locks.hold_image(image.path, exclusive=False, what=what))
+                status, header = os.fstat(fd), read_header(fd)
+            if ("file", status.st_dev, status.st_ino) != image.ident or header != image.header:
+                raise VolumeMismatch(f"Cannot {what}: {image.path!r} was exchanged or changed meanwhile. Run again.")
+            held = cls(image, stack.pop_all(), fd, header)
+        return held
+
+
+@contextlib.contextmanager
+def _hold(image: Image) -> Iterator[_Held]:
+    held = _Held.take(image)
+    try:
+        yield held
+    finally:
+        held.release()
+
+
+def _brief(why_not: StorageError) -> str:
+    """The first clause of a refusal, for a remark within a sentence."""
+    return why_not.msg.split(". ")[0].rstrip(".")
+
+
+def _where(image: Image) -> str:
+    return f"volume {image.name!r} of pool {image.pool.name if image.pool else ''!r}"
+
+
+def _uses_above(host: Host, image: Image) -> list[Attachment]:
+    """The uses of all that has an image as a backing layer."""
+    uses: list[Attachment] = []
+    for dependent in host.dependents(image.ident):
+        above = host.image_at(dependent.path)
+        if above is not None:
+            uses += host.attachments(above)
+    return uses
+
+
+def _file_facts(image: Image) -> FileFacts:
+    with _staging.explained(f"look at the {_where(image)}"):
+        names = os.stat(image.path).st_nlink
+    return FileFacts(is_link=image.is_link, names=names, bitmaps=image.header.bitmaps)
+
+
+def _features(header: ImageHeader, compression: str | None) -> dict[str, str]:
+    """Creation options with which a rewritten image stays what it was."""
+    options = {"compat": header.compat or "1.1", "cluster_size": str(header.cluster_size)}
+    if header.compat == "0.10":
+        return options
+    options["refcount_bits"] = str(header.refcount_bits)
+    if header.extended_l2:
+        options["extended_l2"] = "on"
+    if header.lazy_refcounts:
+        options["lazy_refcounts"] = "on"
+    if compression is not None:
+        options["compression_type"] = compression
+    return options
+
+
+def _allocation(path: str) -> int:
+    with _staging.explained(f"look at {path!r}"):
+        return os.stat(path).st_blocks * 512

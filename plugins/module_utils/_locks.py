@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from ._errors import Locked, VolumeInUse
 from ._model import Ident
+from ._os_errors import explained
 
 #: How long a run waits for another one that works on the same volume, in seconds.
 NAME_TIMEOUT = 120.0
@@ -97,13 +98,15 @@ def hold_names(place: Ident, names: Iterable[str], *, timeout: float | None = No
     """
     limit = NAME_TIMEOUT if timeout is None else timeout
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(_lock_home(), flags, 0o600)
+    with explained("open the file of this host's volume locks"):
+        fd = os.open(_lock_home(), flags, 0o600)
     try:
         by_offset = {_offset_of(place, name): name for name in names}
         waited = False
         for offset in sorted(by_offset):
-            if _try_lock(fd, fcntl.F_WRLCK, offset):
-                continue
+            with explained(f"lock volume {by_offset[offset]!r}"):
+                if _try_lock(fd, fcntl.F_WRLCK, offset):
+                    continue
             waited = True
             if not _patiently(lambda at=offset: _try_lock(fd, fcntl.F_WRLCK, at), limit):  # type: ignore[misc]
                 raise Locked(
@@ -139,6 +142,8 @@ def image_users(path: str) -> str | None:
         if any(_somebody_holds(fd, _USED + use) for use in (WRITE, RESIZE)):
             return "writing"
         return "reading" if _somebody_holds(fd, _USED, _SPAN - _USED) else None
+    except OSError:  # a file system without locks: nobody can hold one
+        return None
     finally:
         os.close(fd)
 

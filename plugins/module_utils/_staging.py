@@ -20,15 +20,15 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from . import _directory, _locks
-from ._errors import InsufficientSpace, InvalidSize, Locked, ToolFailed, Unsupported, VolumeMismatch
+from . import _directory, _locks, _os_errors
+from ._errors import VolumeMismatch
 from ._names import STAGING_PREFIX
 
 _PARTIAL = STAGING_PREFIX + "partial-"
 _DOOMED = STAGING_PREFIX + "doomed-"
+explained = _os_errors.explained
 _LIFE_BYTE = 1 << 61  # far behind QEMU's lock bytes: whoever holds it is alive and at work on the file
 _SIGNATURES = frozenset(("security.evm", "security.ima"))
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -281,23 +281,3 @@ def _opened_directory(path: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-@contextlib.contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Turn the operating system's refusals into this collection's errors."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise InsufficientSpace(f"Cannot {what}: {error.strerror}. Free space in the pool and run again.") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise Unsupported(
-                f"Cannot {what}: {error.strerror}. Run the task as root on the hypervisor (become: true) and "
-                "check that the pool's file system is mounted writable."
-            ) from error
-        if error.errno == errno.EFBIG:
-            raise InvalidSize(f"Cannot {what}: the pool's file system has no files of that size.") from error
-        if error.errno in (errno.EAGAIN, errno.EBUSY):
-            raise Locked(f"Cannot {what}: {error.strerror}. Run again when it is free.") from error
-        raise ToolFailed(f"Cannot {what}: {error.strerror or error}.", errno=error.errno) from error

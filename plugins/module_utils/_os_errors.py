@@ -1,0 +1,35 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The operating system's refusals in this collection's words."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+
+from ._errors import InsufficientSpace, InvalidSize, Locked, ToolFailed, Unsupported
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn the operating system's refusals into this collection's errors."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise InsufficientSpace(f"Cannot {what}: {error.strerror}. Free space in the pool and run again.") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise Unsupported(
+                f"Cannot {what}: {error.strerror}. Run the task as root on the hypervisor (become: true) and "
+                "check that the pool's file system is mounted writable."
+            ) from error
+        if error.errno == errno.EFBIG:
+            raise InvalidSize(f"Cannot {what}: the pool's file system has no files of that size.") from error
+        if error.errno in (errno.EAGAIN, errno.EBUSY):
+            raise Locked(f"Cannot {what}: {error.strerror}. Run again when it is free.") from error
+        raise ToolFailed(f"Cannot {what}: {error.strerror or error}.", errno=error.errno) from error

@@ -10,7 +10,10 @@ demo_packages=(
     e2fsprogs libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system
     python3-libvirt python3-venv qemu-system-x86 qemu-utils
 )
-test_packages=(btrfs-progs git shellcheck xfsprogs)
+# libguestfs boots the cloud kernel: a small one, and a machine without any (a container) has none to offer.
+test_packages=(
+    btrfs-progs git guestfs-tools libguestfs-tools linux-image-cloud-amd64 shellcheck supermin xfsprogs
+)
 
 setup() { # demo|test
     local level=$1

@@ -165,8 +165,17 @@ in_ansible_test() { # CORE ARGUMENT...
 }
 
 test_docs() {
+    step "README names what exists" check_readme
     step "antsibull-docs lint" antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs self .
     step "antsibull-changelog lint" antsibull-changelog lint
+}
+
+# The README's table names the modules that are there, and no others.
+check_readme() {
+    local named
+    # shellcheck disable=SC2016  # the backquotes are the README's
+    named=$(sed -nE 's/^\|.*`hypervisor\.storage\.([a-z_]+)`.*/\1/p' README.md | sort -u)
+    diff <(say "$named") <(basename -s .py plugins/modules/*.py | sort)
 }
 
 test_build() {

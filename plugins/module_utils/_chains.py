@@ -50,32 +50,29 @@ class ChainReader:
     def below(self, path: str, header: ImageHeader, ident: Ident | None = None) -> Chain:
         """The chain below an image whose format is settled and whose header is this one."""
         layers: list[Layer] = []
+        trouble: str | None = None  # the first; the walk goes on where it can, so that a damaged overlay's base is known
         visited = {ident if ident is not None else _directory.identify_loosely(path)}
         while True:
-            if header.data_file is not None:
-                return Chain(tuple(layers), f"{path!r} keeps its data in another file ({header.data_file!r})")
-            if header.problem is not None:
-                return Chain(tuple(layers), f"{path!r} has a header that can't be trusted: {header.problem}")
+            trouble = trouble or _trouble_with(path, header)
             if header.backing_file is None:
-                return Chain(tuple(layers))
+                return Chain(tuple(layers), trouble)
             stored, stated = header.backing_file, header.backing_format
             if _PROTOCOL.match(stored):
-                return Chain(tuple(layers), f"{path!r} names a backing file by protocol ({stored!r})")
+                return Chain(tuple(layers), trouble or f"{path!r} names a backing file by protocol ({stored!r})")
             path = _join(os.path.dirname(path), stored)
             facts = self._look(path, stated == "raw")
             if facts is None:
                 layers.append(Layer(path, ("path", path, ""), stated))
-                return Chain(tuple(layers), f"the backing file {path!r} is not there")
-            trouble = _trouble_of(facts, stated)
-            fmt = facts.header.format if facts.header is not None else stated
+                return Chain(tuple(layers), trouble or f"the backing file {path!r} is not there")
             if facts.ident in visited:
-                return Chain(tuple(layers), f"the backing chain runs in a circle: it comes back to {path!r}")
+                return Chain(tuple(layers), trouble or f"the backing chain runs in a circle: it comes back to {path!r}")
             visited.add(facts.ident)
-            layers.append(Layer(path, facts.ident, fmt))
-            if trouble is not None or facts.header is None:
+            layers.append(Layer(path, facts.ident, facts.header.format if facts.header is not None else stated))
+            trouble = trouble or _trouble_of(facts, stated)
+            if facts.header is None:
                 return Chain(tuple(layers), trouble or f"the backing file {path!r} can't be read")
             if len(layers) > MAX_DEPTH:
-                return Chain(tuple(layers), f"the backing chain has more than {MAX_DEPTH} layers")
+                return Chain(tuple(layers), trouble or f"the backing chain has more than {MAX_DEPTH} layers")
             header = facts.header
 
     def _look(self, path: str, known_raw: bool) -> _directory.FileFacts | None:
@@ -107,6 +104,14 @@ def _join(directory: str, stored: str) -> str:
     if "\0" in path or not re.search(r"//|/\.\.?/", path):
         return path
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+
+
+def _trouble_with(path: str, header: ImageHeader) -> str | None:
+    if header.data_file is not None:
+        return f"{path!r} keeps its data in another file ({header.data_file!r})"
+    if header.problem is not None:
+        return f"{path!r} has a header that can't be trusted: {header.problem}"
+    return None
 
 
 def _trouble_of(facts: _directory.FileFacts, stated: str | None) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import _live, _locks, _plan, _requests, _sources, _staging
+from . import _locks, _plan, _requests, _sources
 from ._apply import Worker
 from ._copy import can_share_extents
 from ._errors import InvalidOption, VolumeInUse, VolumeNotFound
@@ -44,14 +44,6 @@ class CloneTask(NamedVolumes):
         self._qemu_img = QemuImg()
         self._space = SpaceCheck(self._qemu_img)
         self._consistency: dict[str, str] = {}
-
-    def tidy(self, host: Host, pool: Pool) -> None:
-        """End backup jobs that killed runs left writing into their leftovers, before these are removed."""
-        if pool.path is None:
-            return
-        orphans = _staging.orphans(pool.path)
-        if orphans:
-            _live.abort_orphans(host.connection, orphans, [d.uuid for d in host.connection.domains() if d.live_xml])
 
     def decide(self, host: Host) -> Plan:
         """Plan all copies; raises before anything is done if one is refused."""

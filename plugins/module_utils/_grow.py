@@ -27,19 +27,24 @@ def grow(connection: Connection, qemu_img: QemuImg, step: Grow) -> None:
     The size on disk is read right before: libvirt's cached one may be smaller than the file, and resizing by it
     would truncate (virStorageVolResize compares with its cache).
     """
+    if not step.pool.stores_files:
+        _grow_without_file(connection, step)
     if step.online:
         _grow_online(connection, step)
-    elif not step.pool.stores_files:
-        _grow_without_file(connection, step)
-    elif step.format == "raw":
-        _grow_raw_file(step)
-    else:
-        _assert_grows(step)
-        qemu_img.resize(
-            path=step.path, image_format=step.format, capacity=step.capacity, preallocation=step.preallocation
-        )
-        _sync(step.path)
+    elif step.pool.stores_files:
+        _grow_file(qemu_img, step)
     _assert_grown(connection, step)
+
+
+def _grow_file(qemu_img: QemuImg, step: Grow) -> None:
+    if step.format == "raw":
+        _grow_raw_file(step)
+        return
+    _assert_grows(step)
+    qemu_img.resize(
+        path=step.path, image_format=step.format, capacity=step.capacity, preallocation=step.preallocation
+    )
+    _sync(step.path)
 
 
 def _grow_online(connection: Connection, step: Grow) -> None:
@@ -61,7 +66,7 @@ def _reserve(step: Grow, undo: contextlib.ExitStack) -> None:
         size = os.fstat(fd).st_size
         # The guest writes below the end only, so what lies behind it is ours to give back.
         undo.callback(_give_back, step.path, size)
-        _allocate(fd, size, step.capacity - size, keep_size=True, step=step)
+        _reserve_behind_end(fd, size, step)
     finally:
         os.close(fd)
 
@@ -86,43 +91,51 @@ def _grow_raw_file(step: Grow) -> None:
             size = os.fstat(fd).st_size
             if size > step.capacity:
                 raise _shrinks(step, size)
-            if step.preallocation == "off":
-                os.ftruncate(fd, step.capacity)
-            else:
+            reserved = True
+            if step.preallocation != "off":
                 try:
-                    _allocate(fd, size, step.capacity - size, keep_size=False, step=step)
+                    reserved = _reserve_behind_end(fd, size, step)
                 except InsufficientSpace:
-                    os.ftruncate(fd, size)
+                    os.ftruncate(fd, size)  # gives back what was reserved behind the end until then
                     raise
+            os.ftruncate(fd, step.capacity)  # one step from the old size to the new one, whenever we are killed
+            if not reserved:
+                os.posix_fallocate(fd, size, step.capacity - size)
+            if step.preallocation == "full":
+                _write_zeros(fd, size, step.capacity)
             os.fsync(fd)
     finally:
         os.close(fd)
 
 
-def _allocate(fd: int, start: int, length: int, *, keep_size: bool, step: Grow) -> None:
-    """fallocate(2); where the file system can't, only posix_fallocate's slower way is left."""
+def _write_zeros(fd: int, start: int, end: int, block: bytes = bytes(1 << 20)) -> None:
+    while start < end:
+        start += os.pwrite(fd, block[: end - start], start)
+
+
+def _reserve_behind_end(fd: int, size: int, step: Grow) -> bool:
+    """Reserve the blocks of the added space without moving the file's end; ``False`` where the file system can't."""
+    length = step.capacity - size
     if length <= 0:
-        return
+        return True
     libc = ctypes.CDLL(None, use_errno=True)
     call = libc.fallocate64 if hasattr(libc, "fallocate64") else libc.fallocate
     call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-    if call(fd, _KEEP_SIZE if keep_size else 0, start, length) == 0:
-        return
+    if call(fd, _KEEP_SIZE, size, length) == 0:
+        return True
     number = ctypes.get_errno()
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        facts = os.fstatvfs(fd)
-        available = facts.f_frsize * facts.f_bfree
-        raise InsufficientSpace(
-            f"Volume {step.name!r} in pool {step.pool.name!r} can't grow: {length} bytes more are needed, {available} bytes are "
-            "free. Its size and content are as before. Free space and run again, or use preallocation: off.",
-            required=length,
-            available=available,
-        )
     if number in (errno.EOPNOTSUPP, errno.ENOSYS):
-        if not keep_size:
-            os.posix_fallocate(fd, start, length)
-        return
-    raise OSError(number, os.strerror(number))
+        return False
+    if number not in (errno.ENOSPC, errno.EDQUOT):
+        raise OSError(number, os.strerror(number))
+    facts = os.fstatvfs(fd)
+    available = facts.f_frsize * facts.f_bfree
+    raise InsufficientSpace(
+        f"Volume {step.name!r} in pool {step.pool.name!r} can't grow: {length} bytes more are needed, {available} bytes are "
+        "free. Its size and content are as before. Free space and run again, or use preallocation: off.",
+        required=length,
+        available=available,
+    )
 
 
 def _grow_without_file(connection: Connection, step: Grow) -> None:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from . import _locks, _requests, _staging
+from . import _live, _locks, _requests, _staging
 from ._directory import identify, look_at, loop_devices_on
 from ._errors import Unsupported, VolumeNotFound
 from ._inventory import NOT_AN_IMAGE, Host, Image
@@ -34,13 +34,10 @@ class NamedVolumes:
             if waited:
                 host.forget()
             if pool.stores_files and pool.path is not None:
-                self.tidy(host, pool)
+                _end_orphaned_jobs(host, pool.path)
                 _staging.sweep(pool.path)
                 self._correct_libvirt(host, pool)
             yield
-
-    def tidy(self, host: Host, pool: Pool) -> None:
-        """What has to end before leftovers of killed runs can be removed."""
 
     def extra_result(self, plan: Plan) -> dict[str, Any]:
         """Keys of the result beside those of all modules."""
@@ -85,6 +82,14 @@ def gather_facts(image: Image | None) -> Facts:
     if image is None or image.type != "file":
         return Facts()
     return Facts(opened=_locks.image_users(image.path), loop_devices=tuple(loop_devices_on(image.ident)))
+
+
+def _end_orphaned_jobs(host: Host, directory: str) -> None:
+    """End backup jobs that still write into what a killed run left, before that is removed."""
+    orphans = _staging.orphans(directory)
+    if orphans:
+        running = [domain.uuid for domain in host.connection.domains() if domain.live_xml is not None]
+        _live.abort_orphans(host.connection, orphans, running)
 
 
 def _place_of(pool: Pool) -> Ident:

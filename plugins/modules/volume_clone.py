@@ -254,7 +254,8 @@ actions:
   type: list
   elements: str
   sample:
-    - "create qcow2 volume 'web1-copy' of 21474836480 bytes (20 GiB) in pool 'backup' as a full copy of volume 'web1' of pool 'default' (backup job of domain 'web')"
+    - "create qcow2 volume 'web1-copy' of 21474836480 bytes (20 GiB) in pool 'backup' as a full copy of volume 'web1' of
+      pool 'default' (backup job of domain 'web')"
 reason:
   description: Why it failed, as a stable code, for example V(volume_in_use) or V(insufficient_space).
   returned: failure

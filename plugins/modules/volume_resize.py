@@ -35,6 +35,7 @@ options:
   preallocation:
     description:
       - What to reserve of the added space. V(off) reserves nothing, V(falloc) all without writing it, V(full) writes all.
+      - A raw volume that grows under its running domain is reserved as with V(falloc) also when V(full) is asked for.
       - Without it, V(falloc) for raw and V(off) for qcow2 volumes.
     type: str
     choices: ['off', falloc, full]

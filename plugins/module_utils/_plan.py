@@ -93,6 +93,7 @@ class Source:
     snapshot: str | None = None  # id of an internal snapshot to read
     snapshot_name: str | None = None
     home: tuple[Pool, str] | None = None  # pool and name, where it is a volume
+    below: tuple[str, ...] = ()  # paths of its own backing chain
     shared: bool = False  # a running domain writes to the image meanwhile
     cluster_size: int | None = None  # of a qcow2 image
     features: tuple[tuple[str, str], ...] = ()  # qcow2 creation options that a clone of it keeps
@@ -399,7 +400,14 @@ def _predict(step: Create) -> Volume:
     path = f"{step.pool.path}/{step.name}" if step.pool.path else step.name
     backing = None
     if isinstance(step, CreateOverlay):
-        backing = Backing(path=step.source.path, format=step.source.format, name=None, pool=None, chain=(step.source.path,))
+        base = step.source
+        backing = Backing(
+            path=base.path,
+            format=base.format,
+            name=base.home[1] if base.home else None,
+            pool=base.home[0].name if base.home else None,
+            chain=(base.path, *base.below),
+        )
     reserved = step.preallocation in ("falloc", "full")
     is_qcow2 = step.format == "qcow2"
     return Volume(

@@ -65,6 +65,7 @@ def find_template(host: Host, *, template: str, pool: Pool, for_overlay: bool) -
             capacity=image.capacity,
             in_pool=in_pool,
             home=host.home(image.ident),
+            below=tuple(layer.path for layer in image.chain.layers),
         ),
         image,
     )

@@ -181,18 +181,18 @@ def info(hypervisor: Hypervisor) -> Callable[..., Result]:
 def checked(volume: Callable[..., Result], place: Path) -> Callable[..., Result]:
     """One transition in full: the prediction touches nothing and comes true, the second run changes nothing."""
 
-    def run(**params: Any) -> Result:
+    def run(*, does: Callable[..., Result] = volume, **params: Any) -> Result:
         before = look_at(pool_directories(place))
-        predicted = volume(check=True, diff=True, **params)
+        predicted = does(check=True, diff=True, **params)
         assert look_at(pool_directories(place)) == before, "check mode touched something"
         assert not predicted.get("failed"), predicted
-        real = volume(diff=True, **params)
+        real = does(diff=True, **params)
         assert not real.get("failed"), real
         for key in ("changed", "actions", "diff"):
             assert predicted[key] == real[key], f"check mode promised another {key}"
         assert real["changed"] == bool(real["actions"]), real
         assert real["changed"] == (real["diff"]["before"] != real["diff"]["after"]), real
-        again = volume(diff=True, **params)
+        again = does(diff=True, **params)
         assert not again.get("failed") and not again["changed"] and again["actions"] == [], again
         assert again["diff"]["before"] == again["diff"]["after"], again
         return real

@@ -53,6 +53,13 @@ def overlay(path: Path, backing: Path | str, backing_fmt: str = "qcow2") -> Path
     return path
 
 
+def encrypted(path: Path) -> Path:
+    """A qcow2 of 1 MiB that QEMU encrypts (by its old method: LUKS measures the processor, which tests may starve)."""
+    sh("qemu-img", "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc",
+       "-o", "encrypt.format=aes,encrypt.key-secret=s", path, "1M")
+    return path
+
+
 def info(path: Path, fmt: str | None = None) -> dict:
     """qemu-img's own view, also while a domain has the image open."""
     return json.loads(sh("qemu-img", "info", "-U", "--output=json", *(("-f", fmt) if fmt else ()), path))
@@ -81,6 +88,17 @@ def file_sha(path: Path) -> str:
 def used(path: Path) -> int:
     """Bytes of storage behind the file, as du counts."""
     return path.stat().st_blocks * 512
+
+
+def encrypted(path: Path, size: int = MIB) -> Path:
+    """A qcow2 that QEMU encrypts with LUKS."""
+    with tempfile.NamedTemporaryFile("w+") as secret:
+        secret.write("open sesame")
+        secret.flush()
+        # A shorter iteration time can fail: "Unable to get accurate CPU usage".
+        sh("qemu-img", "create", "-q", "-f", "qcow2", "--object", f"secret,id=s,file={secret.name}",
+           "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=100", path, str(size))
+    return path
 
 
 def write(path: Path, pattern: int, offset: int = 0, length: int = MIB, fmt: str = "qcow2") -> None:

@@ -90,17 +90,6 @@ def used(path: Path) -> int:
     return path.stat().st_blocks * 512
 
 
-def encrypted(path: Path, size: int = MIB) -> Path:
-    """A qcow2 that QEMU encrypts with LUKS."""
-    with tempfile.NamedTemporaryFile("w+") as secret:
-        secret.write("open sesame")
-        secret.flush()
-        # A shorter iteration time can fail: "Unable to get accurate CPU usage".
-        sh("qemu-img", "create", "-q", "-f", "qcow2", "--object", f"secret,id=s,file={secret.name}",
-           "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=100", path, str(size))
-    return path
-
-
 def write(path: Path, pattern: int, offset: int = 0, length: int = MIB, fmt: str = "qcow2") -> None:
     sh("qemu-io", "-f", fmt, "-c", f"write -P {pattern} {offset} {length}", path)
 

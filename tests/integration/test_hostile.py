@@ -279,3 +279,20 @@ def test_guest_content_never_decides_the_format_of_a_volume_we_made(volume, info
     assert info(name="a")["volumes"][0]["format"] == "raw"
     if grown.get("failed"):
         assert file_sha(pool / "a") == before
+
+
+@pytest.mark.parametrize("fmt", ["vmdk", "vdi", "vhdx", "vpc", "qed"])
+def test_other_formats_are_no_templates(refused, pool, fmt):
+    """They too can name files of the host, and nobody reads their headers first."""
+    make(pool / "t", fmt)
+    for wish in WISHES:
+        refused("unsafe_image", name="a", template="t", **wish)
+
+
+def test_descriptor_that_names_a_file_of_the_host(volume, pool, secret):
+    (pool / "t").write_text(
+        '# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType="monolithicFlat"\n'
+        f'RW 16 FLAT "{secret}" 0\nddb.virtualHWVersion = "4"\nddb.geometry.cylinders = "1"\n')
+    for number, wish in enumerate(WISHES):
+        volume(name=f"a{number}", template="t", **wish)
+    nothing_leaked(pool, "t")

@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import libvirt
 import pytest
-from support.hypervisors import disk, snapshot_outside
+from support.hypervisors import disk, domain_xml, snapshot_outside
 from support.images import MIB, exported_by_nbd, file_sha, held_by_qemu_io, make, noise, overlay, sh, take_snapshot
 
 
@@ -295,3 +296,61 @@ def test_a_link_in_the_pool_does_not_take_its_target_along(volume, pool, outside
 def test_names_that_lead_out_of_the_pool(refused, pool, outside, name):
     make(outside / "precious", size=MIB)
     refused("invalid_name", name=[name], state="absent")
+
+
+@pytest.mark.parametrize("with_domain", [False, True])
+def test_a_loop_device_has_it_as_its_file(volume, pool, domain, with_domain):
+    make(pool / "a", "raw", MIB)
+    device = Path(sh("losetup", "--find", "--show", pool / "a").strip())
+    try:
+        if with_domain:
+            domain(disk(device, "raw", block=True), running=False)
+        for check in (True, False):
+            result = volume(name="a", state="absent", check=check)
+            assert result.get("failed") and result["reason"] == "volume_in_use", result
+    finally:
+        sh("losetup", "--detach", device)
+    assert (pool / "a").exists()
+
+
+def test_copy_in_the_making(volume, info, pool, victim, domain):
+    """The target of a running block copy is in use, though no definition names it."""
+    virt = domain(disk(victim), transient=True)
+    target = f"<disk type='file'><driver type='qcow2'/><source file='{pool / 'copy'}'/></disk>"
+    virt.blockCopy("vda", target, {}, 0)
+    assert {a["domain"] for a in info(name="copy")["volumes"][0]["attachments"]} == {virt.name()}
+    result = volume(name="copy", state="absent")
+    virt.blockJobAbort("vda")
+    assert result.get("failed") and result["reason"] == "volume_in_use", result
+
+
+def test_backing_file_that_only_the_definition_names(guarded, pool, victim, domain):
+    store = f"<backingStore type='file'><format type='qcow2'/><source file='{victim}'/><backingStore/></backingStore>"
+    domain(disk(make(pool / "top", size=MIB), extra=store), running=False)
+    assert {a["via"] for a in guarded()} == {"backing"}
+
+
+def test_kernel_and_nvram_of_a_domain(guarded, hypervisor, pool, domain):
+    for name in ("kernel", "nvram"):
+        (pool / name).write_bytes(bytes(4096))
+    xml = domain_xml("boots").replace("</os>", f"""<kernel>{pool / 'kernel'}</kernel>
+        <loader readonly='yes' type='pflash'>{pool / 'kernel'}</loader><nvram>{pool / 'nvram'}</nvram></os>""")
+    virt = hypervisor.conn.defineXML(xml)
+    try:
+        guarded("kernel")
+        guarded("nvram")
+    finally:
+        virt.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
+
+
+@pytest.mark.xfail(reason="the map of domains does not read saved images yet")
+def test_disk_of_a_saved_domain_that_was_redefined(guarded, hypervisor, pool, victim, domain):
+    """It wakes up with the disks of the saved image, whatever its definition says since."""
+    virt = domain(disk(victim), name="saved")
+    virt.managedSave()
+    other = domain_xml("saved", disk(make(pool / "other"))).replace("</name>", f"</name><uuid>{virt.UUIDString()}</uuid>", 1)
+    hypervisor.conn.defineXML(other)
+    try:
+        guarded()
+    finally:
+        virt.managedSaveRemove()

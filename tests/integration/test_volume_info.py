@@ -13,7 +13,7 @@ import uuid
 
 import pytest
 from support.hypervisors import disk
-from support.images import KIB, MIB, blank, make, overlay, sh, take_snapshot, used
+from support.images import KIB, MIB, blank, encrypted, make, overlay, take_snapshot, used
 from support.runs import look_at
 
 
@@ -134,8 +134,7 @@ def test_other_formats_are_listed(info, pool):
 
 
 def test_encrypted(only, pool):
-    sh("qemu-img", "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc",
-       "-o", "encrypt.format=aes,encrypt.key-secret=s", pool / "a", "1M")
+    encrypted(pool / "a")
     assert only(name="a")["encrypted"] is True
 
 

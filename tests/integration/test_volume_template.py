@@ -14,6 +14,7 @@ from support.images import (
     blank,
     content,
     digest,
+    encrypted,
     file_sha,
     held_by_qemu_io,
     make,
@@ -175,6 +176,40 @@ def test_full_raw_copy_reserves_its_space(created, pool, template):
     assert used(pool / "a") >= 4 * MIB
     created(name="b", template="template", clone_mode="full", format="raw", preallocation="off")
     assert used(pool / "b") < 3 * MIB
+
+
+@pytest.mark.parametrize("options", [
+    "compat=0.10", "extended_l2=on,cluster_size=128k", "compression_type=zstd", "cluster_size=2M", "lazy_refcounts=on",
+])
+def test_every_kind_of_qcow2_is_a_template(volume, pool, options):
+    template = make(pool / "template", options=options)
+    for mode in ("backing", "full"):
+        assert volume(name=mode, template="template", clone_mode=mode)["changed"]
+        assert digest(pool / mode) == digest(template)
+
+
+@pytest.mark.parametrize("preallocation", ["off", "metadata", "falloc", "full"])
+@pytest.mark.parametrize("fmt", ["qcow2", "raw"])
+def test_full_copy_with_every_preallocation(volume, refused, pool, template, fmt, preallocation):
+    wish = {"name": "a", "template": "template", "clone_mode": "full", "format": fmt, "preallocation": preallocation}
+    if (fmt, preallocation) == ("raw", "metadata"):
+        refused("invalid_option", **wish)
+        return
+    assert volume(**wish)["changed"]
+    assert digest(pool / "a", fmt) == digest(template)
+    assert (used(pool / "a") >= 4 * MIB) == (preallocation in ("falloc", "full"))
+
+
+@pytest.mark.parametrize("preallocation", ["metadata", "falloc", "full"])
+def test_copy_on_write_reserves_nothing(refused, template, preallocation):
+    """Preallocated clusters would hide the template's data."""
+    refused("invalid_option", name="a", template="template", preallocation=preallocation)
+
+
+@pytest.mark.parametrize("mode", ["backing", "full"])
+def test_encrypted_template(refused, pool, mode):
+    encrypted(pool / "secret")
+    refused("unsupported", name="a", template="secret", clone_mode=mode)
 
 
 def test_internal_snapshots_of_the_template_do_not_confuse(created, pool, template):

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from ansible.module_utils import basic
+from ansible.module_utils.common import warnings
 from ansible_collections.hypervisor.storage.plugins.module_utils import _directory, _libvirt, _locks, _xml
 from ansible_collections.hypervisor.storage.plugins.module_utils._errors import LibvirtError, PoolInactive, PoolNotFound
 from ansible_collections.hypervisor.storage.plugins.module_utils._image_header import raw_header
@@ -183,6 +184,7 @@ class Hypervisor:
         monkeypatch.setattr(_locks, "IMAGE_TIMEOUT", 0.05)
         # What is really free moves by itself.
         monkeypatch.setattr(_directory, "free_bytes", lambda path: 1 << 30)
+        monkeypatch.setattr(_directory, "usage_bytes", lambda path: (10 << 30, 9 << 30, 1 << 30))
         monkeypatch.delenv("LIBVIRT_DEFAULT_URI", raising=False)
 
     @contextlib.contextmanager
@@ -201,6 +203,7 @@ class Hypervisor:
         arguments = {**params, "_ansible_check_mode": check, "_ansible_diff": True}
         self._monkeypatch.setattr(basic, "_ANSIBLE_ARGS", json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode())
         self._monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)
+        warnings._global_warnings.clear()  # one process, one module: so Ansible thinks
         self._capsys.readouterr()
         with pytest.raises(SystemExit):
             module.main()

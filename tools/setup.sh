@@ -12,7 +12,7 @@ demo_packages=(
 )
 # libguestfs boots the cloud kernel: a small one, and a machine without any (a container) has none to offer.
 test_packages=(
-    btrfs-progs git guestfs-tools libguestfs-tools linux-image-cloud-amd64 shellcheck supermin xfsprogs
+    btrfs-progs git guestfs-tools libguestfs-tools libguestfs-xfs linux-image-cloud-amd64 shellcheck supermin xfsprogs
 )
 
 setup() { # demo|test

@@ -128,13 +128,14 @@ def refuse_others(*, volume: Volume, pool: Pool) -> None:
     """Refuse what has no clusters to give back; raises Unsupported."""
     if volume.format != "qcow2":
         raise Unsupported(
-            f"Volume {volume.name!r} in pool {pool.name!r} has format {volume.format}; only qcow2 volumes are compressed. "
-            "Make a qcow2 copy of it with volume_clone.",
+            f"Volume {volume.name!r} in pool {pool.name!r} has format {volume.format}; only qcow2 volumes are "
+            "compressed. Make a qcow2 copy of it with volume_clone.",
             format=volume.format,
         )
     if volume.type != "file" or not pool.stores_files:
         raise Unsupported(
-            f"Volume {volume.name!r} in pool {pool.name!r} is no file but a {volume.type} volume, whose size on storage is fixed."
+            f"Volume {volume.name!r} in pool {pool.name!r} is no file but a {volume.type} volume, whose size on storage "
+            "is fixed."
         )
 
 
@@ -147,21 +148,23 @@ def refuse_busy(*, volume: Volume, facts: Facts, above: Sequence[Attachment]) ->
     attached = [use for use in volume.attachments if use.via == "disk"]
     if attached:
         raise VolumeInUse(
-            f"Cannot compress {where}: it is attached to domain {attached[0].domain!r} ({attached[0].state}). Detach it, also "
-            "from the persistent definition, and run again.",
+            f"Cannot compress {where}: it is attached to domain {attached[0].domain!r} ({attached[0].state}). "
+            "Detach it, also from the persistent definition, and run again.",
             attachments=[use.to_result() for use in volume.attachments],
         )
     live = [use for use in (*volume.attachments, *above) if use.live]
     if live:
         raise VolumeInUse(
-            f"Cannot compress {where}: the running domain {live[0].domain!r} uses it as a backing layer. Stop the domain.",
+            f"Cannot compress {where}: the running domain {live[0].domain!r} uses it as a backing layer. Stop the "
+            "domain and run again.",
             attachments=[use.to_result() for use in live],
             dependents=[dependent.to_result() for dependent in volume.dependents],
         )
     if facts.opened is not None:
         raise VolumeInUse(
-            f"Cannot compress {where}: a process has it open ({facts.opened}), though no domain of this host runs on it: a QEMU "
-            "of another host, a bare QEMU, qemu-nbd or qemu-img. 'lslocks' on the hosts that share the pool finds it.",
+            f"Cannot compress {where}: a process has it open ({facts.opened}), though no domain of this host runs on it: "
+            "a QEMU of another host, a bare QEMU, qemu-nbd or qemu-img. 'lslocks' on the hosts that share the pool "
+            "finds it.",
             attachments=[],
         )
     if facts.loop_devices:
@@ -179,19 +182,20 @@ def obstacle_to_trim(*, volume: Volume) -> StorageError | None:
     where = f"Volume {volume.name!r} of pool {volume.pool!r} can't be trimmed"
     if volume.dependents:
         return VolumeHasDependents(
-            f"{where}: other volumes have it as their backing file, and would see its blocks change. Use method: zeros.",
+            f"{where}: other volumes have it as their backing file, and would see its blocks change. "
+            "Use method: zeros.",
             dependents=[dependent.to_result() for dependent in volume.dependents],
         )
     if volume.attachments:
         return VolumeInUse(
-            f"{where}: domain {volume.attachments[0].domain!r} has it below a disk or in a snapshot, and would see its blocks "
-            "change. Use method: zeros.",
+            f"{where}: domain {volume.attachments[0].domain!r} has it below a disk or in a snapshot, and would see its "
+            "blocks change. Use method: zeros.",
             attachments=[use.to_result() for use in volume.attachments],
         )
     if volume.backing is not None and volume.compat == "0.10":
         return Unsupported(
-            f"{where}: an overlay in the old format compat 0.10 can't hide its backing file's data. Use method: zeros, or "
-            "upgrade it ('qemu-img amend -o compat=1.1')."
+            f"{where}: an overlay in the old format compat 0.10 can't hide its backing file's data. Use method: zeros, "
+            "or upgrade it ('qemu-img amend -o compat=1.1')."
         )
     return None
 
@@ -210,7 +214,9 @@ def refuse_rewrite(*, volume: Volume, compression: str, file: FileFacts) -> None
     if file.is_link:
         raise Unsupported(f"{where}: it is a symbolic link. Compress the volume where it lies. {advice}")
     if file.names > 1:
-        raise Unsupported(f"{where}: its file has {file.names} names (hard links), of which only one would change. {advice}")
+        raise Unsupported(
+            f"{where}: its file has {file.names} names (hard links), of which only one would change. {advice}"
+        )
     if compression == "zstd" and volume.compat == "0.10":
         raise Unsupported(
             f"{where}: zstd needs qcow2 compat 1.1, and it has the old 0.10. Use compression: zlib, or upgrade it "

@@ -182,10 +182,12 @@ class CompressTask(NamedVolumes):
             clusters = _clusters.read_map(held.fd, held.header, where=_where(image), trimmed=trimmed)
             held.clusters = clusters.data_clusters + clusters.compressed_clusters
             held.found = found = _holes.find(held.fd, clusters, squeeze=self._wish.compression)
+        # With reference counts of one bit no two compressed clusters can share one of the file.
+        packs = held.header.refcount_bits != 1
         gains = Gains(
             zeros=found.zero_bytes,
             trimmed=found.doomed_bytes + clusters.doomed_bytes,
-            squeezed=int(found.data_bytes * (1 - found.squeezed)),
+            squeezed=int(found.data_bytes * (1 - found.squeezed)) if packs else 0,
         )
         return gains, trimmed is not None, why_not
 

@@ -66,7 +66,7 @@ def find(fd: int, clusters: ClusterMap, *, squeeze: str | None = None) -> Findin
     found = Findings()
     block = _block_size(fd)
     unit = max(min(clusters.cluster_size, _UNIT), block)
-    sampler = _Sampler(squeeze, clusters.data_clusters * clusters.cluster_size // unit) if squeeze else None
+    sampler = _Sampler(squeeze, clusters, unit) if squeeze else None
     for extent_start, extent_end in extents(fd):
         for start, end in _runs(clusters, DOOMED, extent_start, extent_end):
             found.doomed_bytes += end - start
@@ -187,19 +187,21 @@ def _search(fd: int, start: int, end: int, unit: int, found: Findings, sampler: 
 
 
 class _Sampler:
-    """Compresses evenly spread samples, with the window that QEMU's kind of compression has."""
+    """Compresses evenly spread samples, each cluster by itself, with the window that QEMU's kind of compression has."""
 
-    def __init__(self, compression: str, units: int) -> None:
-        self._step = max(units // _SAMPLES, 1)
+    def __init__(self, compression: str, clusters: ClusterMap, unit: int) -> None:
+        self._piece = min(clusters.cluster_size, unit)
+        self._step = max(clusters.data_clusters * clusters.cluster_size // unit // _SAMPLES, 1)
         self._window = -12 if compression == "zlib" else -15
         self._seen = self._before = self._after = 0
 
     def look(self, content: bytes, at: int, length: int) -> None:
         if self._seen % self._step == 0:
-            squeezer = zlib.compressobj(1, zlib.DEFLATED, self._window)
-            after = len(squeezer.compress(content[at : at + length])) + len(squeezer.flush())
-            self._before += length
-            self._after += min(after, length)
+            for start in range(at, at + length, self._piece):
+                piece = content[start : min(start + self._piece, at + length)]
+                squeezer = zlib.compressobj(1, zlib.DEFLATED, self._window)
+                self._before += len(piece)
+                self._after += min(len(squeezer.compress(piece)) + len(squeezer.flush()), len(piece))
         self._seen += 1
 
     @property
@@ -225,7 +227,7 @@ def _punch(fd: int, start: int, length: int) -> bool:
             return False
         if number in (errno.EOPNOTSUPP, errno.ENOSYS):
             raise Unsupported(
-                "The pool's file system can't give back parts of a file. Use compression to have volumes rewritten smaller."
+                "The pool's file system can't give back parts of a file. Use compression to have volumes rewritten."
             )
         raise OSError(number, os.strerror(number))
     return True

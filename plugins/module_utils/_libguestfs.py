@@ -27,8 +27,8 @@ class Libguestfs:
         if shutil.which("virt-sparsify", path=SEARCH_PATH) is not None:
             return None
         return ToolMissing(
-            "virt-sparsify is not on this host. Install it: package 'guestfs-tools' on Debian, Fedora, RHEL and their kin, "
-            "'libguestfs-tools' on Ubuntu and older releases.",
+            "virt-sparsify is not on this host. Install it: package 'guestfs-tools' on Debian, Fedora, RHEL and their "
+            "kin, 'libguestfs-tools' on Ubuntu and older releases.",
             tool="virt-sparsify",
         )
 
@@ -50,19 +50,23 @@ class Libguestfs:
             raise missing
         program = shutil.which("virt-sparsify", path=SEARCH_PATH) or ""
         # Without libvirt in between: its daemon may run as another user, who can't read the image.
-        environment = ["env", "LIBGUESTFS_BACKEND=direct", *settings]
-        return self._runner([*environment, program, "--quiet", "--in-place", "--format", "qcow2", "--", path], (), False)
+        argv = ["env", "LIBGUESTFS_BACKEND=direct", *settings]
+        argv += [program, "--quiet", "--in-place", "--format", "qcow2", "--", path]
+        return self._runner(argv, (), False)
 
 
 def _failure(what: str, done: Completed) -> InsufficientSpace | VolumeInUse | ToolFailed:
     said = done.stderr.strip() or done.stdout.strip()
-    telling = next((line for line in said.splitlines() if "error:" in line), said.splitlines()[-1] if said else "no message")
+    lines = said.splitlines() or ["no message"]
+    telling = next((line for line in lines if "error:" in line), lines[-1])[:500]
     if "No space left on device" in said:
-        return InsufficientSpace(f"Cannot {what}: the storage is full (virt-sparsify: {telling}). Free space and run again.")
+        return InsufficientSpace(
+            f"Cannot {what}: the storage is full (virt-sparsify: {telling}). Free space and run again."
+        )
     if "Failed to get" in said and "lock" in said:
         return VolumeInUse(f"Cannot {what}: another process has the image open (virt-sparsify: {telling}).")
     if done.returncode < 0:
         return ToolFailed(f"Cannot {what}: virt-sparsify was ended by signal {-done.returncode}.")
     return ToolFailed(
-        f"Cannot {what}: virt-sparsify failed with exit code {done.returncode}: {telling[:500]}", rc=done.returncode
+        f"Cannot {what}: virt-sparsify failed with exit code {done.returncode}: {telling}", rc=done.returncode
     )

@@ -6,15 +6,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import random
 import signal
 import stat
 import subprocess
 import time
 
+import libvirt
 import pytest
-from conftest import pool_directories
+from conftest import at_work_in, pool_directories
 from support.hypervisors import disk
 from support.images import (
     GIB,
@@ -33,6 +34,7 @@ from support.images import (
     sh,
     take_snapshot,
     used,
+    wait_until,
     write,
 )
 from support.images import info as image_info
@@ -134,7 +136,7 @@ def test_every_other_cluster(saved, pool):
     commands = [f"write -q -P {n % 2 * 7} {n * 64}k 64k" for n in range(128)]
     sh("qemu-io", "-f", "qcow2", *(part for c in commands for part in ("-c", c)), path)
     before = digest(path)
-    assert saved(name="a") == 4 * MIB
+    assert saved(name="a") == pytest.approx(4 * MIB, rel=0.01)  # the file system's own notes grow a little
     assert digest(path) == before and sound(path)
 
 
@@ -236,11 +238,11 @@ def test_full_pool(hypervisor, small):
         with pytest.raises(OSError, match="No space"):
             while True:
                 file.write(bytes([1]) * 4 * KIB)
-    assert os.statvfs(small.path).f_bfree == 0
+    assert os.statvfs(small.path).f_bavail * 1024 < 4 * KIB
     before = digest(path)
     result = run_module("volume_compress", {"uri": hypervisor.uri, "pool": "small", "name": "a", "method": "zeros"})
     assert result["changed"] and result["reclaimed"] == 8 * MIB, result
-    assert digest(path) == before and os.statvfs(small.path).f_bfree > 0
+    assert digest(path) == before and os.statvfs(small.path).f_bavail * 1024 >= 8 * MIB
 
 
 def test_min_reclaim(saved, compress, pool):
@@ -270,13 +272,13 @@ def test_one_refused_of_several_keeps_all(refuses, pool, domain):
 
 
 def test_flat_memory(hypervisor, pool):
-    """20 GiB of which every 20th MiB is there, half of that zeros: no more than 200 MiB of memory."""
+    """20 GiB of which every 160th MiB is there, half of that zeros: no more than 200 MiB of memory."""
     path = blank(pool / "a", 20 * GIB)
-    commands = [f"write -q -P {n % 2} {n * 20}M 1M" for n in range(1024)]
+    commands = [f"write -q -P {n % 2} {n * 160}M 1M" for n in range(128)]
     subprocess.run(["qemu-io", "-f", "qcow2", path], input="\n".join(commands), text=True, check=True, stdout=subprocess.DEVNULL)
     process = start_module("volume_compress", {"uri": hypervisor.uri, "pool": pool.name, "name": "a", "method": "zeros"},
                            prefix=["/bin/bash", "-c", 'ulimit -d 204800; exec "$@"', "bash"])
-    assert finish_module(process)["reclaimed"] == 512 * MIB
+    assert finish_module(process)["reclaimed"] == pytest.approx(64 * MIB, rel=0.01)
 
 
 # -- whom it refuses -------------------------------------------------------------------------------
@@ -312,7 +314,7 @@ def test_not_there(refuses):
 
 def test_encrypted(refuses, pool):
     sh("qemu-img", "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc",
-       "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", pool / "a", "1M")
+       "-o", "encrypt.format=aes,encrypt.key-secret=s", pool / "a", "1M")
     refuses("unsupported")
 
 
@@ -338,14 +340,279 @@ def test_a_domain_that_comes_between(hypervisor, pool, domain):
     """A domain that starts while a volume is worked on can't get it, and no work begins on one that it got."""
     path = dirty(pool / "a", 64 * MIB)
     process = start_module("volume_compress", {"uri": hypervisor.uri, "pool": pool.name, "name": "a", "method": "zeros"})
-    started = None
-    for _attempt in range(200):
-        try:
-            started = domain(disk(path), name="late")
-            break
-        except Exception:  # refused by the lock
-            time.sleep(0.01)
+    wait_until(lambda: at_work_in(pool.path) or process.poll() is not None)
+    started = False
+    while not started:
+        with contextlib.suppress(libvirt.libvirtError):  # refused by the lock
+            domain(disk(path), transient=True, name="late")
+            started = True
     result = finish_module(process)
-    assert started is not None
     assert result.get("reason") == "volume_in_use" or result["reclaimed"] == 32 * MIB, result
     assert content(path)[: 32 * MIB] == noise(32 * MIB)
+
+
+@pytest.mark.parametrize("delay", [0, 0.01, 0.03, 0.06, 0.1, 0.2])
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_killed(hypervisor, pool, compression, delay):
+    make(pool / "base", size=32 * MIB, seed="base")
+    path = overlay(pool / "a", pool / "base")
+    write(path, 0, 0, 8 * MIB)
+    write(path, 1, 8 * MIB, 8 * MIB)
+    before = digest(path)
+    params = {"uri": hypervisor.uri, "pool": pool.name, "name": "a", "method": "zeros", "compression": compression}
+    process = start_module("volume_compress", params)
+    wait_until(lambda: at_work_in(pool.path) or process.poll() is not None)
+    time.sleep(delay)
+    with contextlib.suppress(ProcessLookupError):  # it was quicker
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert digest(path) == before and sound(path)
+    result = run_module("volume_compress", params)
+    assert not result.get("failed"), result
+    assert digest(path) == before and sound(path) and used(path) < 10 * MIB
+    assert sorted(os.listdir(pool.path)) == ["a", "base"], "the next run clears what the killed one left"
+
+
+# -- rewritten with compression --------------------------------------------------------------------
+
+
+def wordy(path, size=8 * MIB, options="", backing=None):
+    """An image of ``size``: text that compresses in its first half, noise in the second but for a MiB of zeros."""
+    if backing is None:
+        blank(path, size, options=options)
+    else:
+        sh("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, *(("-o", options) if options else ()), path)
+    text = noise(size // 4, "text").hex().encode()
+    with path.with_suffix(".words").open("wb") as file:
+        file.write(text + noise(size // 2 - MIB) + bytes(MIB))
+    sh("qemu-io", "-f", "qcow2", "-c", f"write -q -s {file.name} 0 {size}", path)
+    os.unlink(file.name)
+    return path
+
+
+@pytest.mark.parametrize("options", [
+    "", "compat=0.10", "cluster_size=4k,refcount_bits=8", "cluster_size=2M,lazy_refcounts=on", "extended_l2=on"])
+@pytest.mark.parametrize("compression", ["zlib", "zstd"])
+def test_rewritten(saved, refuses, pool, compression, options):
+    path = wordy(pool / "a", options=options)
+    before, facts = digest(path), image_info(path)["format-specific"]["data"]
+    if compression == "zstd" and "0.10" in options:
+        refuses("unsupported", compression=compression)
+        return
+    set_rights(path)
+    attributes = rights(path)
+    assert 2 * MIB < saved(tolerance=0.2, name="a", compression=compression) < 5 * MIB
+    assert digest(path) == before and sound(path) and rights(path) == attributes
+    after = image_info(path)["format-specific"]["data"]
+    assert after == ({**facts, "compression-type": compression} if "compression-type" in facts else facts)
+    assert sorted(os.listdir(pool.path)) == ["a"]
+
+
+@pytest.mark.parametrize("name", ["base", "b:a,s e"])
+@pytest.mark.parametrize("relative", [True, False])
+def test_rewritten_overlay_stays_one(saved, pool, relative, name):
+    if relative and ":" in name:
+        return  # qemu-img would read a protocol
+    make(pool / name, size=12 * MIB, seed="base")
+    path = wordy(pool / "a", backing=name if relative else pool / name)
+    before = digest(path)
+    assert content(path)[7 * MIB : 8 * MIB] == bytes(MIB)  # above data of its backing file
+    assert saved(tolerance=0.2, name="a", compression="zstd") > 3 * MIB
+    assert digest(path) == before and sound(path)
+    assert image_info(path)["backing-filename"] == (name if relative else str(pool / name))
+    assert image_info(path)["backing-filename-format"] == "qcow2"
+    assert used(path) < 6 * MIB
+
+
+def test_rewritten_base_of_a_stopped_overlay(saved, pool):
+    wordy(pool / "base")
+    path = overlay(pool / "a", pool / "base")
+    write(path, 5, MIB, MIB)
+    before = digest(path)
+    assert saved(tolerance=0.2, name="base", compression="zstd") > 2 * MIB
+    assert digest(path) == before
+
+
+def test_nothing_to_compress(saved, pool):
+    """Noise is left as it is, and of noise with zeros the zeros go in place."""
+    make(pool / "a", size=8 * MIB)
+    dirty(pool / "b")
+    inodes = [(pool / name).stat().st_ino for name in "ab"]
+    assert saved(name="a", compression="zstd") == 0
+    assert saved(name="b", compression="zstd") == 4 * MIB
+    assert [(pool / name).stat().st_ino for name in "ab"] == inodes
+
+
+def test_what_only_one_compression_finds(compress, pool):
+    """Whatever the samples promise, the file that is made decides."""
+    path = blank(pool / "a", 8 * MIB)
+    with path.with_suffix(".n").open("wb") as file:
+        for number in range(8 * MIB // (64 * KIB)):
+            file.write(noise(16 * KIB, str(number)) * 4)
+    sh("qemu-io", "-f", "qcow2", "-c", f"write -q -s {file.name} 0 8M", path)
+    os.unlink(file.name)
+    before = digest(path)
+    for _time in range(2):
+        for compression in ("zlib", "zstd"):
+            result = compress(name="a", compression=compression)
+            assert not result.get("failed") and result["changed"] == (result["reclaimed"] > 0), result
+            assert digest(path) == before
+
+
+@pytest.mark.parametrize("why", ["snapshot", "bitmap", "link", "names"])
+def test_not_rewritten(refuses, pool, outside, why):
+    path = wordy(outside / "a" if why == "link" else pool / "a")
+    if why == "snapshot":
+        take_snapshot(path, "s")
+    elif why == "bitmap":
+        sh("qemu-img", "bitmap", "--add", path, "b0")
+    elif why == "link":
+        (pool / "a").symlink_to(path)
+    else:
+        os.link(path, pool / "b")
+    refuses("unsupported", compression="zstd")
+
+
+def test_no_room_for_a_rewrite(hypervisor, small, refused):
+    wordy(small / "a", 16 * MIB)
+    with (small / "hog").open("wb") as hog:
+        facts = os.statvfs(small.path)
+        os.posix_fallocate(hog.fileno(), 0, facts.f_bavail * facts.f_frsize - 8 * MIB)
+    wish = {"uri": hypervisor.uri, "pool": "small", "name": "a", "method": "zeros", "compression": "zstd"}
+    result = refused("insufficient_space", fails=lambda **how: run_module("volume_compress", {**wish}, **how))
+    assert result["required"] > result["available"]
+
+
+def test_reference_counts_of_one_bit(saved, pool):
+    """Compressed clusters can't share one of the file then, so there is nothing to gain but zeros."""
+    path = wordy(pool / "a", options="refcount_bits=1")
+    before = digest(path)
+    assert saved(name="a", compression="zstd") == MIB
+    assert digest(path) == before and sound(path)
+
+
+# -- trimmed ---------------------------------------------------------------------------------------
+
+TRIM_SCRIPT = """
+run
+part-init /dev/sda gpt
+part-add /dev/sda p 2048 133119
+part-add /dev/sda p 133120 395263
+part-add /dev/sda p 395264 1050623
+part-add /dev/sda p 1050624 1083391
+part-add /dev/sda p 1083392 1214463
+mkfs ext4 /dev/sda1
+mkfs btrfs /dev/sda2
+mkfs xfs /dev/sda3
+mkswap /dev/sda4 label:swap
+pvcreate /dev/sda5
+vgcreate vg /dev/sda5
+lvcreate lv vg 48
+mkfs ext4 /dev/vg/lv
+"""
+TRIM_PARTS = {"/dev/sda1": 2048 * 512, "/dev/sda2": 133120 * 512, "/dev/sda3": 395264 * 512, "/dev/vg/lv": 1083392 * 512 + MIB}
+
+
+@pytest.fixture
+def guest_disk(pool, tmp_path):
+    """ext4, btrfs, xfs, swap, and ext4 on LVM; on each file system a file that stays and one that was deleted."""
+    path = blank(pool / "a", 600 * MIB)
+    (tmp_path / "keep").write_bytes(noise(3 * MIB, "keep"))
+    (tmp_path / "gone").write_bytes(noise(16 * MIB, "gone"))
+    script = TRIM_SCRIPT + "".join(
+        f"mkmountpoint /m{n}\nmount {device} /m{n}\nupload {tmp_path}/keep /m{n}/keep\nupload {tmp_path}/gone /m{n}/gone\n"
+        f"sync\nrm /m{n}/gone\numount /m{n}\n"
+        for n, device in enumerate(TRIM_PARTS)
+    )
+    (tmp_path / "script").write_text(script)
+    sh("env", "LIBGUESTFS_BACKEND=direct", "LIBGUESTFS_BACKEND_SETTINGS=force_tcg",
+       "guestfish", "--format=qcow2", "-a", path, "-f", tmp_path / "script", timeout=300)
+    return path
+
+
+def test_trimmed(compress, guest_disk, tmp_path):
+    """Four deleted files of 16 MiB come back; files, swap and rights stay."""
+    set_rights(guest_disk)
+    attributes, inode = rights(guest_disk), guest_disk.stat().st_ino
+    result = compress(name="a", method="trim", diff=True)
+    assert result["changed"] and result["savings"][0]["method"] == "trim", result
+    assert result["reclaimed"] > 60 * MIB and result["allocation_after"] == used(guest_disk)
+    predicted = result["diff"]["before"]["a"]["allocation"] - result["diff"]["after"]["a"]["allocation"]
+    assert predicted == pytest.approx(result["reclaimed"], rel=0.05)
+    assert (rights(guest_disk), guest_disk.stat().st_ino) == (attributes, inode) and sound(guest_disk)
+    again = compress(name="a", method="auto", check=True)
+    assert not again["changed"] and again["reclaimed"] == 0, again
+    raw, mount = tmp_path / "raw", tmp_path / "mount"
+    sh("qemu-img", "convert", "-O", "raw", guest_disk, raw)
+    mount.mkdir()
+    for offset in TRIM_PARTS.values():
+        sh("mount", "-o", f"ro,loop,offset={offset}", raw, mount)
+        try:
+            assert os.listdir(mount)[:3].count("keep") == 1 and (mount / "keep").read_bytes() == noise(3 * MIB, "keep")
+        finally:
+            sh("umount", mount)
+    assert 'LABEL="swap"' in sh("blkid", "-p", "-O", str(1050624 * 512), "-S", str(32768 * 512), raw)
+
+
+@pytest.fixture
+def in_place_of_virt_sparsify(tmp_path):
+    """A prefix that runs a module where virt-sparsify is something else; an empty text takes it away."""
+
+    def put(text):
+        substitute = tmp_path / "substitute"
+        substitute.write_text(text)
+        substitute.chmod(0o755 if text else 0o644)
+        tool = sh("which", "virt-sparsify").strip()
+        return ["unshare", "-m", "bash", "-c", f'mount --bind {substitute} {tool} && exec "$@"', "bash"]
+
+    return put
+
+
+@pytest.fixture
+def with_virt_sparsify(hypervisor, pool, in_place_of_virt_sparsify):
+    def run(text, check=False, **params):
+        wish = {"uri": hypervisor.uri, "pool": pool.name, "name": "a", **params}
+        return run_module("volume_compress", wish, check=check, prefix=in_place_of_virt_sparsify(text))
+
+    return run
+
+
+FAILS = "#!/bin/sh\necho virt-sparsify: error: no operating system >&2\nexit 1\n"
+
+
+@pytest.mark.parametrize("tool, reason, note", [
+    ("", "tool_missing", "virt-sparsify is not on this host"),
+    (FAILS, "tool_failed", "no operating system"),
+], ids=["missing", "failing"])
+def test_without_a_working_virt_sparsify(with_virt_sparsify, pool, tool, reason, note):
+    path = dirty(pool / "a")
+    before = digest(path)
+    for check in (True, False):
+        result = with_virt_sparsify(tool, method="trim", check=check)
+        assert result["failed"] and result["reason"] == reason and note in result["msg"], result
+    if reason == "tool_missing":
+        assert "guestfs-tools" in result["msg"]
+    for check in (True, False):
+        result = with_virt_sparsify(tool, method="auto", check=check)
+        assert result["changed"] and result["reclaimed"] == 4 * MIB and note in result["actions"][0], result
+        assert result["savings"][0]["method"] == "zeros"
+    assert not with_virt_sparsify(tool, method="auto")["changed"]
+    assert digest(path) == before
+
+
+def test_what_goes_wrong_in_the_trial_never_meets_the_volume(with_virt_sparsify, pool):
+    """The trial works on something else than the volume, which nobody can write to meanwhile."""
+    path = dirty(pool / "a")
+    before = file_sha(path)
+    harm = f'#!/bin/sh\nfor image; do :; done\nqemu-io -f qcow2 -c "write 0 1M" "$image"\nqemu-io -f qcow2 -c "write 0 1M" {path} && exit 0\nexit 1\n'
+    result = with_virt_sparsify(harm, method="trim")
+    assert result["failed"] and result["reason"] == "tool_failed", result
+    assert file_sha(path) == before
+
+
+def test_what_lies_below_is_not_trimmed(refuses, compress, pool, domain):
+    dirty(pool / "a")
+    overlay(pool / "b", pool / "a")
+    assert refuses("volume_has_dependents", method="trim")["dependents"]
+    result = compress(name="a", method="auto")
+    assert result["reclaimed"] == 4 * MIB and "backing file" in result["actions"][0]

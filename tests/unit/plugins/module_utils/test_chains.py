@@ -142,6 +142,16 @@ def test_the_layer_below_a_link_lies_beside_the_link(tmp_path: Path) -> None:
     assert paths(below(top)) == [tmp_path / "links/middle", tmp_path / "links/base"]
 
 
+def test_a_link_that_is_reached_by_dots_keeps_its_name(tmp_path: Path) -> None:
+    for name in ("top", "links", "real"):
+        (tmp_path / name).mkdir()
+        raw(tmp_path / name / "base")
+    overlay(tmp_path / "real/middle", "base", "raw")
+    (tmp_path / "links/middle").symlink_to("../real/middle")
+    top = overlay(tmp_path / "top/top", "../links/middle", "qcow2")
+    assert paths(below(top)) == [tmp_path / "links/middle", tmp_path / "links/base"]
+
+
 @pytest.mark.parametrize("name", ["-f", "a b", "a,b", "'", "日本語", "%s", "a=b"])
 def test_names_of_backing_files_need_no_quoting(tmp_path: Path, name: str) -> None:
     base = raw(tmp_path / name)

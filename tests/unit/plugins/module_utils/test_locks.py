@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.hypervisor.storage.plugins.module_utils import _locks
-from ansible_collections.hypervisor.storage.plugins.module_utils._errors import Locked, VolumeInUse
+from ansible_collections.hypervisor.storage.plugins.module_utils._errors import Locked, StorageError, VolumeInUse
 
 needs_qemu = pytest.mark.skipif(shutil.which("qemu-io") is None, reason="needs qemu-io")
 
@@ -174,6 +174,16 @@ def test_locks_live_in_a_directory_that_only_this_user_can_enter(
         os.chown(home, 12345, -1)
     assert _locks._lock_home() == str(home / "names.lock")
     assert home.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("place", ["file/names.lock", "gone/names.lock", "directory", "link"])
+def test_a_place_that_can_not_hold_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "link").symlink_to("file")
+    monkeypatch.setattr(_locks, "_lock_home", lambda: str(tmp_path / place))
+    with pytest.raises(StorageError), _locks.hold_names(PLACE, ["web"]):
+        pytest.fail("there is nothing to lock")
 
 
 # -- images: QEMU's own locks ----------------------------------------------------------------------

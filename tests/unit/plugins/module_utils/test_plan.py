@@ -310,6 +310,18 @@ def test_create_is_one_step(pool: Pool, wish: Wish, source: Source | None, step:
     assert made.status == "available"
 
 
+@pytest.mark.parametrize("pool", [LOGICAL, RBD])
+def test_only_whole_volumes_are_copied_into_pools_without_files(pool: Pool) -> None:
+    def plan(source: Source) -> VolumePlan:
+        return _plan.plan_create(name="web", pool=pool, wish=Wish(template="base"), source=source)
+
+    for source in (TEMPLATE, SNAPSHOT, replace(SNAPSHOT, home=(DIR, "web"))):
+        raised("unsupported", plan, source)
+    (step,) = plan(replace(TEMPLATE, home=(DIR, "base"))).steps
+    assert isinstance(step, CopyImage)
+    assert (step.method, step.format) == ("libvirt", "raw")
+
+
 def test_the_prediction_of_a_blank_volume() -> None:
     made = _plan.plan_create(name="web", pool=DIR, wish=Wish(size=MIB), source=None).result
     assert made is not None
@@ -644,7 +656,7 @@ def test_attachments_come_before_dependents_and_strangers() -> None:
 @pytest.mark.parametrize(
     ("capacity", "cluster_size"),
     [
-        *((capacity, 512) for capacity in (512, MIB, 10 * MIB, 100 * MIB)),
+        *((capacity, 512) for capacity in (512, MIB, 100 * MIB, GIB)),
         *((capacity, 4096) for capacity in (512, MIB, 100 * MIB, 10 * GIB)),
         *((capacity, 65536) for capacity in (512, MIB, 10 * GIB, TIB, 64 * TIB)),
         *((capacity, 2 * MIB) for capacity in (512, 10 * GIB, 64 * TIB)),
@@ -735,5 +747,5 @@ def test_the_words_of_the_other_steps() -> None:
         "create qcow2 volume 'web' of 10485760 bytes (10 MiB) in pool 'default', "
         "backed by template 'base' of pool 'default'",
         "create qcow2 volume 'web' of 10485760 bytes (10 MiB) in pool 'default' as a full copy of "
-        "snapshot 's' of volume 'web' in pool 'default'",
+        "snapshot 's' of volume 'web' in pool 'default' (qemu-img convert)",
     ]

@@ -4,7 +4,7 @@
 
 """The map from a piece of storage to the domains that use it, built once for all domains.
 
-It counts live and persistent definitions, every backing layer, and what domain snapshots still need.
+It counts live, persistent and saved definitions, every backing layer, and what domain snapshots still need.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def build(domains: Iterable[DomainFacts], *, locate: Locate, below: Below) -> Do
     """Read all domains' documents into a map."""
     found = DomainMap()
     for domain in domains:
-        for document, live in ((domain.live_xml, True), (domain.persistent_xml, False)):
+        # A saved domain wakes up with the disks it went to sleep with, whatever its definition says by now.
+        for document, live in ((domain.live_xml, True), (domain.persistent_xml, False), (domain.saved_xml, False)):
             if document is not None:
                 for disk in _xml.parse_domain_disks(document):
                     _add_disk(found, domain, disk, live=live, snapshot=None, locate=locate, below=below)
@@ -114,6 +115,10 @@ def _add_disk(
         place = locate(ref)
         if place is not None:
             found.add(place[0], use("backing", True), None)
+    for ref in disk.mirrors:
+        place = locate(ref)
+        if place is not None:
+            found.add(place[0], use("disk", False), None)
 
 
 def _add_source(

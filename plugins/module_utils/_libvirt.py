@@ -45,7 +45,7 @@ def is_installed() -> bool:
 
 @dataclass(frozen=True)
 class DomainFacts:
-    """A domain as libvirt knows it: its documents (live and persistent) and its snapshots' documents."""
+    """A domain as libvirt knows it: its documents (live, persistent, saved) and its snapshots' documents."""
 
     name: str
     uuid: str
@@ -53,6 +53,7 @@ class DomainFacts:
     live_xml: str | None
     persistent_xml: str | None
     snapshot_xml: tuple[str, ...]
+    saved_xml: str | None = None  # of a managed save image
 
 
 class Connection:
@@ -190,11 +191,13 @@ class Connection:
         """All domains with their live and persistent documents; those that vanish meanwhile are left out."""
         with _translate("list the domains"):
             handles = self._handle.listAllDomains(0)
-            with_snapshots = {
-                d.UUIDString() for d in self._handle.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_HAS_SNAPSHOT)
-            }
-            found = [_unless_gone(lambda each: _domain_facts(each, with_snapshots), handle) for handle in handles]
+            with_snapshots = self._uuids(libvirt.VIR_CONNECT_LIST_DOMAINS_HAS_SNAPSHOT)
+            saved = self._uuids(libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)
+            found = [_unless_gone(lambda each: _domain_facts(each, with_snapshots, saved), handle) for handle in handles]
         return [facts for facts in found if facts is not None]
+
+    def _uuids(self, kind: int) -> set[str]:
+        return {handle.UUIDString() for handle in self._handle.listAllDomains(kind)}
 
     def block_resize(self, *, domain_uuid: str, target: str, capacity: int) -> None:
         """Grow a running domain's disk to ``capacity`` bytes; the guest sees it at once."""
@@ -345,7 +348,7 @@ def _without_password(uri: str) -> str:
     return parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}").geturl()
 
 
-def _domain_facts(handle: Any, with_snapshots: set[str]) -> DomainFacts:
+def _domain_facts(handle: Any, with_snapshots: set[str], saved: set[str]) -> DomainFacts:
     uuid = handle.UUIDString()
     active = bool(handle.isActive())
     live = handle.XMLDesc(0) if active else None
@@ -359,6 +362,7 @@ def _domain_facts(handle: Any, with_snapshots: set[str]) -> DomainFacts:
         live_xml=live,
         persistent_xml=persistent,
         snapshot_xml=tuple(snapshot.getXMLDesc(0) for snapshot in snapshots),
+        saved_xml=handle.managedSaveGetXMLDesc(0) if uuid in saved else None,
     )
 
 

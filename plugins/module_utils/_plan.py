@@ -485,6 +485,11 @@ def plan_grow(*, volume: Volume, pool: Pool, size: int, preallocation: str | Non
             "snapshots. Upgrade it ('qemu-img amend -o compat=1.1') while no domain uses it, or delete its snapshots."
         )
     online = _online_disks(volume, facts)
+    if volume.encrypted and not online:
+        raise Unsupported(
+            f"Volume {volume.name!r} is encrypted by QEMU, and only its own domain has the key: start the domain and grow the "
+            "volume while it runs."
+        )
     step = Grow(
         pool=pool,
         name=volume.name,

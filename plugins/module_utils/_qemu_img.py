@@ -25,6 +25,8 @@ from ._errors import InsufficientSpace, ToolFailed, ToolMissing, VolumeInUse
 #: Limits of runs that read headers only (an image's header is written by whoever owns the guest).
 HEADER_CPU_SECONDS = 30
 HEADER_MEMORY_BYTES = 1 << 30
+# Each thread's own arena reserves 64 MiB of address space, which would count as memory under the limit.
+_FRUGAL = {"MALLOC_ARENA_MAX": "1"}
 _PR_SET_PDEATHSIG = 1
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"])
 
@@ -61,7 +63,7 @@ def run_tool(argv: Sequence[str], pass_fds: Sequence[int], limited: bool) -> Com
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         pass_fds=tuple(pass_fds),
-        env={**os.environ, "LC_ALL": "C", "LANGUAGE": "C"},
+        env={**os.environ, "LC_ALL": "C", "LANGUAGE": "C", **(_FRUGAL if limited else {})},
         preexec_fn=prepare,
         encoding="utf-8",
         errors="replace",

@@ -24,6 +24,14 @@ def read_names(params: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(check_name(name) for name in params["name"]))
 
 
+def warn_of_blanks(names: Sequence[str]) -> tuple[str, ...]:
+    """A warning for names that begin or end with a blank: legal, but mostly left over from text like ``a, b``."""
+    odd = [name for name in names if name != name.strip(" ")]
+    if not odd:
+        return ()
+    return (f"These names begin or end with a blank: {', '.join(map(repr, odd))}. If that isn't meant, write a,b without blanks.",)
+
+
 def read_wish(params: Mapping[str, Any]) -> Wish:
     """What ``volume`` with ``state: present`` is asked for; raises InvalidName, InvalidSize or InvalidOption."""
     template = params["template"]

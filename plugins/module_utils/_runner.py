@@ -18,6 +18,7 @@ from ._errors import StorageError, ToolMissing
 from ._inventory import Host
 from ._model import Volume
 from ._plan import Plan
+from ._requests import warn_of_blanks
 
 PlanT = TypeVar("PlanT", bound=Plan)
 
@@ -70,7 +71,7 @@ def run_lifecycle(
                 if plan.changed and not module.check_mode:
                     plan = task.carry_out(host, plan) or plan
                     volumes = task.describe(host)
-        for warning in [*plan.warnings, *(text for planned in plan.volumes for text in planned.warnings)]:
+        for warning in [*warn_of_blanks(task.names), *plan.warnings, *(text for planned in plan.volumes for text in planned.warnings)]:
             module.warn(_clean(warning))
         module.exit_json(**_clean(_report(task, plan, volumes)))
 

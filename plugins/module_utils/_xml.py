@@ -37,6 +37,7 @@ class DiskDef:
     format: str | None
     source: SourceRef
     layers: tuple[SourceRef, ...] = ()
+    mirrors: tuple[SourceRef, ...] = ()  # what a running block copy writes to
     is_disk: bool = True
 
 
@@ -176,19 +177,16 @@ def _domain_disks(root: ET.Element) -> Iterator[DiskDef]:
             # libvirt opens a disk without a stated driver type as raw (probing is off).
             format=(driver.get("type") if driver is not None else None) or "raw",
             source=source,
-            layers=tuple(_layers(disk)),
+            layers=tuple(_nested(disk, "backingStore", "dataStore")),
+            mirrors=tuple(_nested(disk, "mirror")),
         )
     yield from _other_storage(root)
 
 
-def _layers(disk: ET.Element) -> Iterator[SourceRef]:
-    """The layers below a disk, and the target of a running block copy."""
+def _nested(disk: ET.Element, *tags: str) -> Iterator[SourceRef]:
+    """The sources of elements at any depth below a disk."""
     for element in disk.iter():
-        if element.tag in ("backingStore", "mirror"):
-            ref = _source_ref(element, element.get("type", "file"))
-            if ref is not None:
-                yield ref
-        elif element.tag == "dataStore":
+        if element.tag in tags:
             ref = _source_ref(element, element.get("type", "file"))
             if ref is not None:
                 yield ref

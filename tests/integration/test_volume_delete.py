@@ -343,7 +343,6 @@ def test_kernel_and_nvram_of_a_domain(guarded, hypervisor, pool, domain):
         virt.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
 
 
-@pytest.mark.xfail(reason="the map of domains does not read saved images yet")
 def test_disk_of_a_saved_domain_that_was_redefined(guarded, hypervisor, pool, victim, domain):
     """It wakes up with the disks of the saved image, whatever its definition says since."""
     virt = domain(disk(victim), name="saved")

@@ -124,7 +124,7 @@ def test_layers_that_only_libvirt_lists() -> None:
     mirror = "<mirror type='file' job='copy'><format type='raw'/><source file='/pool/copy'/></mirror>"
     found = build(domain(document(disk("/pool/new", more=listed + mirror))))
     assert uses(found, "/pool/listed") == [("vm1", "vda", "backing", True, True)]
-    assert uses(found, "/pool/copy") == [("vm1", "vda", "backing", True, True)]
+    assert uses(found, "/pool/copy") == [("vm1", "vda", "disk", True, False)]
 
 
 # -- of several uses by one disk, the strongest counts ---------------------------------------------

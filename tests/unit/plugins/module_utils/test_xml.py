@@ -304,7 +304,7 @@ DISKS = {
             <backingStore type='file'><format type='raw'/><source file='/pool/below copy'/></backingStore>
           </mirror>
           <target dev='vda' bus='virtio'/></disk>""",
-        [disk(layers=(file("/pool/copy"), file("/pool/below copy")))],
+        [disk(layers=(file("/pool/below copy"),), mirrors=(file("/pool/copy"),))],
     ),
     "data file": (
         """<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>

@@ -18,7 +18,8 @@ from typing import Any, Callable
 import libvirt
 import pytest
 from support.hypervisors import Hypervisor, Pool, domain_xml
-from support.images import MIB, sh
+from support.images import MIB, file_sha, sh
+from support.images import info as image_info
 from support.runs import Result, look_at, run_module
 
 SMALL_FS = 48 * MIB
@@ -232,8 +233,41 @@ def refused(volume: Callable[..., Result], place: Path) -> Callable[..., Result]
     return run
 
 
+@pytest.fixture
+def clone(hypervisor: Hypervisor, pool: Pool) -> Callable[..., Result]:
+    """Run the module ``volume_clone``, by default from ``a`` to ``b`` of ``pool``."""
+
+    def run(check: bool = False, diff: bool = False, **params: Any) -> Result:
+        arguments = {"uri": hypervisor.uri, "pool": pool.name, "source": "a", "name": "b", **params}
+        return run_module("volume_clone", arguments, check=check, diff=diff)
+
+    return run
+
+
+@pytest.fixture
+def cloned(checked: Callable[..., Result], clone: Callable[..., Result], pool: Pool) -> Callable[..., Any]:
+    """A transition that makes the copy ``b`` of a volume ``a`` that stands still; the source's file is not touched."""
+
+    def run(*, on: Pool = pool, of: Pool | None = None, **params: Any) -> dict[str, Any]:
+        source = (of or on) / params.get("source", "a")
+        before = file_sha(source)
+        if of is not None:
+            params["source_pool"] = of.name
+        result = checked(does=clone, uri=on.hypervisor.uri, pool=on.name, **params)
+        assert result["changed"] and result["consistency"] == "offline", result
+        volume = result["volume"]
+        assert (volume["backing"], volume["snapshots"], volume["attachments"]) == (None, [], [])
+        assert image_info(on / volume["name"], volume["format"])["virtual-size"] == volume["capacity"]
+        if volume["format"] == "qcow2":
+            sh("qemu-img", "check", "-q", "-f", "qcow2", on / volume["name"])
+        assert file_sha(source) == before
+        return {**volume, "actions": result["actions"], "warnings": result["warnings"]}
+
+    return run
+
+
 def pool_directories(place: Path) -> list[Path]:
-    return sorted([*place.glob("p[0-9]*"), *place.glob("small/pool"), *place.glob("outside")])
+    return sorted([*place.glob("p[0-9]*"), *place.glob("*/pool"), *place.glob("outside")])
 
 
 @pytest.fixture

@@ -1,0 +1,107 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Copies on file systems whose files can share extents: made at once, taking no space, and independent all the same."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from support.hypervisors import Hypervisor
+from support.images import MIB, content, digest, make, noise, overlay, sh, sha, take_snapshot, write
+
+ALL_DATA = sha(noise(2 * MIB) + bytes(2 * MIB))  # of an image of 4 MiB
+KINDS = ["xfs", "btrfs"]
+
+
+@pytest.fixture(scope="module")
+def host(place):
+    """A hypervisor that sees the mounted file systems; one that ran before they were mounted would not."""
+    for kind in KINDS:
+        image, mount = place / f"{kind}.img", place / kind
+        with image.open("wb") as file:
+            file.truncate(320 * MIB)
+        mount.mkdir()
+        sh(f"mkfs.{kind}", "-q", *(("-m", "reflink=1") if kind == "xfs" else ()), image)
+        sh("mount", "-o", "loop", image, mount)
+    running = Hypervisor(place / "sharing")
+    yield running
+    running.stop()
+    for kind in KINDS:
+        sh("umount", place / kind)
+
+
+@pytest.fixture(params=KINDS)
+def sharing(request, host, make_pool, place):
+    """A pool on such a file system."""
+    pool = make_pool("sharing", place / request.param / "pool", on=host)
+    yield pool
+    pool.forget()
+
+
+@pytest.fixture
+def elsewhere(host, make_pool):
+    """A pool of the same hypervisor on another file system."""
+    pool = make_pool("elsewhere", on=host)
+    yield pool
+    pool.forget()
+
+
+def shares(path):
+    sh("sync", "-f", path)
+    return "shared" in sh("filefrag", "-v", path)
+
+
+@pytest.mark.parametrize(("fmt", "wish"), [("qcow2", {}), ("raw", {}), ("qcow2", {"size": "40M"}), ("raw", {"size": "40M"})])
+def test_extents_are_shared(cloned, sharing, fmt, wish):
+    make(sharing / "a", fmt, 32 * MIB)
+    os.chown(sharing / "a", 65534, 65534)
+    expected = digest(sharing / "a", fmt)
+    made = cloned(on=sharing, verify=True, **wish)
+    assert "reflink" in " ".join(made["actions"])
+    assert shares(sharing / "b") and (sharing / "b").stat().st_uid == 0
+    write(sharing / "b", 0x55, length=MIB, fmt=fmt)
+    assert digest(sharing / "a", fmt) == expected, "a write to one is not seen by the other"
+    write(sharing / "a", 0x66, offset=MIB, length=MIB, fmt=fmt)
+    (sharing / "a").unlink()
+    data = content(sharing / "b", fmt)
+    assert data[:MIB] == b"\x55" * MIB and sha(data[MIB:16 * MIB]) == sha(noise(16 * MIB)[MIB:])
+    assert data[16 * MIB:] == bytes(len(data) - 16 * MIB)
+
+
+def test_shared_extents_need_no_space(checked, clone, sharing):
+    make(sharing / "a", "raw", 200 * MIB)
+    sh("sync", "-f", sharing.path)
+    free = os.statvfs(sharing.path).f_bavail
+    result = checked(does=clone, name=["b", "c", "d"], pool=sharing.name, uri=sharing.hypervisor.uri)
+    assert all("reflink" in action for action in result["actions"])
+    sh("sync", "-f", sharing.path)
+    assert (free - os.statvfs(sharing.path).f_bavail) * os.statvfs(sharing.path).f_frsize < 8 * MIB
+
+
+@pytest.mark.parametrize("wish", [
+    {"format": "raw"}, {"cluster_size": "4K"}, {"preallocation": "falloc"},
+], ids=str)
+def test_extents_are_not_shared_where_the_copy_is_to_differ(cloned, sharing, wish):
+    make(sharing / "a")
+    assert "reflink" not in " ".join(cloned(on=sharing, **wish)["actions"])
+    assert not shares(sharing / "b")
+    assert digest(sharing / "b", wish.get("format", "qcow2")) == ALL_DATA
+
+
+def test_extents_are_not_shared_with_overlays_and_snapshots(cloned, sharing):
+    make(sharing / "base")
+    overlay(sharing / "a", sharing / "base")
+    cloned(on=sharing)
+    take_snapshot(sharing / "base", "old")
+    made = cloned(on=sharing, source="base", name="c")
+    assert "reflink" not in " ".join(made["actions"])
+    assert digest(sharing / "b") == digest(sharing / "c") == ALL_DATA
+
+
+def test_extents_cannot_be_shared_across_file_systems(cloned, sharing, elsewhere):
+    make(elsewhere / "a")
+    assert "reflink" not in " ".join(cloned(on=sharing, of=elsewhere)["actions"])
+    assert digest(sharing / "b") == ALL_DATA

@@ -30,7 +30,7 @@ def settle(pool):
     wait_until(lambda: not at_work_in(pool.path))
 
 
-@pytest.mark.parametrize("delay", [0, 0.01, 0.03, 0.06, 0.1, 0.2])
+@pytest.mark.parametrize("delay", [0, 0.02, 0.06, 0.15])
 @pytest.mark.parametrize("wish", [
     {"template": "template", "clone_mode": "full"},
     {"template": "template", "format": "raw"},

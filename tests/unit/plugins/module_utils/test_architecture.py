@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,7 @@ PURE = {"__future__", "collections", "dataclasses", "typing", "re", "uuid", "uni
 by_name = pytest.mark.parametrize("path", ALL, ids=lambda path: path.name)
 
 
+@functools.lru_cache(maxsize=None)
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 

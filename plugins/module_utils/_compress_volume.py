@@ -35,7 +35,7 @@ from ._compress_plan import (
     refuse_rewrite,
 )
 from ._directory import loop_devices_on
-from ._errors import StorageError, ToolFailed, VolumeMismatch
+from ._errors import InsufficientSpace, StorageError, ToolFailed, VolumeMismatch
 from ._image_header import ImageHeader, read_header
 from ._inventory import Host, Image
 from ._libguestfs import Libguestfs
@@ -174,7 +174,7 @@ class CompressTask(NamedVolumes):
         if self._wish.method != "zeros" and why_not is None:
             try:
                 trimmed = self._try_trim(image)
-            except ToolFailed as error:
+            except (ToolFailed, InsufficientSpace) as error:
                 if self._wish.method == "trim":
                     raise
                 why_not = error
@@ -252,6 +252,7 @@ class CompressTask(NamedVolumes):
         image = need_image(host, step.pool, step.name)
         held = _Held.take(image)
         with _staging.explained(f"read the {_where(image)}"):
+            os.fsync(held.fd)
             held.found = _holes.find(held.fd, _clusters.read_map(held.fd, held.header, where=_where(image)))
         return held
 

@@ -74,7 +74,7 @@ PURE = {"__future__", "collections", "dataclasses", "typing", "re", "uuid", "uni
 by_name = pytest.mark.parametrize("path", ALL, ids=lambda path: path.name)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 

@@ -132,7 +132,7 @@ def test_a_killed_holder_leaves_nothing_behind(private_locks: Path) -> None:
 
 def test_an_exception_gives_the_names_back() -> None:
     with pytest.raises(ZeroDivisionError), _locks.hold_names(PLACE, ["web"]):
-        _ = 1 / 0
+        print(1 / 0)
     assert is_free("web")
 
 

@@ -171,7 +171,7 @@ def test_an_exception_leaves_nothing(pool: Path, named: bool) -> None:
     descriptors = os.listdir("/proc/self/fd")
     with pytest.raises(ZeroDivisionError), stage(str(pool), named=named) as staged:
         os.write(staged.fd, b"half")
-        _ = 1 / 0
+        print(1 / 0)
     assert listing(pool) == []
     assert os.listdir("/proc/self/fd") == descriptors
 
@@ -185,7 +185,7 @@ def test_what_is_not_published_goes_away(pool: Path, named: bool) -> None:
 def test_a_failure_after_publishing_keeps_the_volume(pool: Path, named: bool) -> None:
     with pytest.raises(ZeroDivisionError), stage(str(pool), named=named) as staged:
         publish(staged, "web", ownership=ANYBODY, image_format="raw")
-        _ = 1 / 0
+        print(1 / 0)
     assert listing(pool) == ["web"]
 
 
@@ -219,7 +219,7 @@ def test_refusals_of_the_system_are_explained(number: int, reason: str) -> None:
 
 def test_other_exceptions_pass() -> None:
     with pytest.raises(ZeroDivisionError), _staging.explained("do it"):
-        _ = 1 / 0
+        print(1 / 0)
 
 
 def test_a_device_that_is_full() -> None:

@@ -101,7 +101,8 @@ unit_on() { # VERSION PYTHON
 }
 
 test_integration() {
-    step integration run_pytest "$venv/bin/python" tests/integration
+    # Each worker has a hypervisor of its own; a file stays with one worker, since its fixtures are shared.
+    step integration run_pytest "$venv/bin/python" -n 2 --dist loadfile tests/integration
 }
 
 # The newest ansible-core that a Python on this machine can run, and the oldest that the collection promises.

@@ -1,0 +1,410 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Copies of disks that running domains write to: one moment of them, and no job or file left behind, whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+import libvirt
+import libvirt_qemu
+import pytest
+from support.hypervisors import disk, guest_writes, snapshot_outside
+from support.images import (
+    GIB,
+    MIB,
+    blank,
+    content,
+    digest,
+    file_sha,
+    make,
+    noise,
+    overlay,
+    qcow2_header,
+    sh,
+    sha,
+    take_snapshot,
+    used,
+    wait_until,
+    write,
+)
+from support.images import (
+    info as image_info,
+)
+from support.runs import finish_module, start_module
+
+ALL_DATA = sha(noise(2 * MIB) + bytes(2 * MIB))  # of an image of 4 MiB
+
+
+def monitor(running, command, **arguments):
+    """QEMU's own answer, past libvirt."""
+    answer = libvirt_qemu.qemuMonitorCommand(running, json.dumps({"execute": command, "arguments": arguments}), 0)
+    return json.loads(answer).get("return")  # None for an error
+
+
+def jobs(running):
+    return monitor(running, "query-block-jobs")
+
+
+def has_no_job(running):
+    return running.jobInfo()[0] == libvirt.VIR_DOMAIN_JOB_NONE and jobs(running) == []
+
+
+@pytest.fixture
+def cloned_live(checked, clone, pool):
+    """A transition that copies ``a`` of the running domain to ``b`` and leaves nothing else behind."""
+
+    def run(running, *, on=pool, **params):
+        there = set(os.listdir(on.path))
+        result = checked(does=clone, pool=on.name, **params)
+        assert result["changed"] and result["consistency"] == "crash", result
+        made = result["volume"]
+        assert (made["backing"], made["snapshots"], made["attachments"]) == (None, [], [])
+        assert running.name() in result["actions"][0], "actions say through which domain"
+        assert has_no_job(running)
+        assert set(os.listdir(on.path)) - there == {made["name"]}
+        if made["format"] == "qcow2":
+            sh("qemu-img", "check", "-q", "-f", "qcow2", on / made["name"])
+        return made
+
+    return run
+
+
+@pytest.fixture
+def kept(refused, clone):
+    """A wish that is refused, in check mode too; nothing is touched."""
+
+    def run(reason, **params):
+        return refused(reason, fails=clone, **params)
+
+    return run
+
+
+@pytest.fixture
+def begun(hypervisor, pool):
+    """A clone in the middle of its backup job, which has come to a halt; and a way to let it go on."""
+
+    def run(running, uri=hypervisor.uri, **params):
+        process = start_module("volume_clone", {"uri": uri, "pool": pool.name, "source": "a", "name": "b", **params})
+        while process.poll() is None:
+            # A job that was only just made does not take it yet.
+            if any(monitor(running, "block-job-set-speed", device=job["device"], speed=1) == {} for job in jobs(running)):
+                return process
+        raise AssertionError(f"it ended too soon: {process.communicate()}")
+
+    return run
+
+
+def large(path, fmt="qcow2", size=256 * MIB):
+    """An image full of data: copying it takes long enough to be met in the middle."""
+    blank(path, size, fmt)
+    write(path, 0x77, length=size, fmt=fmt)
+    return path
+
+
+def go_on(running):
+    for job in jobs(running):
+        monitor(running, "block-job-set-speed", device=job["device"], speed=0)
+
+
+# -- copies ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("source", "wanted", "target"), [
+    ("qcow2", "qcow2", "vda"), ("raw", "raw", "sda"), ("qcow2", "raw", "vda"), ("raw", "qcow2", "vda"),
+])
+def test_copy_of_a_running_disk(cloned_live, pool, domain, source, wanted, target):
+    path = make(pool / "a", source)
+    running = domain(disk(path, source, target))
+    if target == "vda":
+        guest_writes(running, 0x42, offset=3 * MIB)
+    made = cloned_live(running, format=wanted, verify=True)
+    assert (made["format"], made["capacity"]) == (wanted, 4 * MIB)
+    assert digest(pool / "b", wanted) == digest(path, source)
+    assert image_info(pool / "b", wanted)["virtual-size"] == 4 * MIB
+
+
+def test_copy_is_of_the_moment_when_it_began(begun, pool, domain):
+    """What the guest writes meanwhile, where the copy has been and where it has not, is not in it."""
+    path = large(pool / "a", "raw")
+    running = domain(disk(path, "raw"))
+    expected = digest(path, "raw")
+    process = begun(running)
+    for number in range(8):
+        guest_writes(running, 0x40 + number, offset=number * 32 * MIB)
+    go_on(running)
+    result = finish_module(process)
+    assert result["changed"] and result["consistency"] == "crash", result
+    assert digest(pool / "b", "raw") == expected != digest(path, "raw")
+    assert sorted(os.listdir(pool.path)) == ["a", "b"]
+
+
+def test_into_another_pool_and_larger(cloned_live, make_pool, pool, domain):
+    make(pool / "a")
+    running = domain(disk(pool / "a"))
+    copies = make_pool()
+    assert cloned_live(running, on=copies, source_pool=pool.name, size="6M")["capacity"] == 6 * MIB
+    data = content(copies / "b")
+    assert sha(data[:4 * MIB]) == ALL_DATA and data[4 * MIB:] == bytes(2 * MIB)
+
+
+def test_chain_is_flattened(cloned_live, pool, domain):
+    top = overlay(pool / "a", make(pool / "base"))
+    running = domain(disk(top))
+    guest_writes(running, 0x42)
+    expected = digest(top)
+    cloned_live(running)
+    running.destroy()
+    top.unlink()
+    (pool / "base").unlink()
+    assert digest(pool / "b") == expected
+
+
+@pytest.mark.parametrize("options", ["compat=0.10", "cluster_size=4K", "extended_l2=on,compression_type=zstd,refcount_bits=64"])
+def test_features_are_kept(cloned_live, pool, domain, options):
+    def features(name):
+        found = image_info(pool / name)
+        return found["cluster-size"], found["format-specific"]["data"]
+
+    make(pool / "a", options=options)
+    cloned_live(domain(disk(pool / "a")))
+    assert features("a") == features("b") and digest(pool / "b") == ALL_DATA
+
+
+def test_options(cloned_live, pool, domain):
+    make(pool / "a")
+    running = domain(disk(pool / "a"))
+    cloned_live(running, cluster_size="128K", preallocation="falloc", owner="nobody", group="nogroup", mode="0600")
+    st = (pool / "b").stat()
+    assert (image_info(pool / "b")["cluster-size"], st.st_uid, oct(st.st_mode & 0o777)) == (131072, 65534, "0o600")
+    assert used(pool / "b") >= 4 * MIB and digest(pool / "b") == ALL_DATA
+
+
+@pytest.mark.parametrize(("source", "wanted"), [("qcow2", "qcow2"), ("raw", "qcow2")])
+def test_sparse_stays_sparse(cloned_live, pool, domain, source, wanted):
+    blank(pool / "a", 2 * GIB, source)
+    write(pool / "a", 0x33, GIB, fmt=source)
+    cloned_live(domain(disk(pool / "a", source)), format=wanted)
+    assert used(pool / "b") < 4 * MIB
+    said = sh("qemu-io", "-r", "-f", wanted, "-c", f"read -P 0x33 {GIB} 1M", "-c", "read -P 0 0 1M", pool / "b")
+    assert "failed" not in said
+
+
+def test_second_disk_and_odd_names(cloned_live, pool, domain):
+    """Only the disk that was asked for is in the job."""
+    make(pool / "a '\"<&>%s")
+    make(pool / "other", seed="other")
+    running = domain(disk(pool / "other"), disk(pool / "a '\"<&>%s", target="vdb"))
+    cloned_live(running, source="a '\"<&>%s", name="-b '\"<&>%s")
+    (pool / "-b '\"<&>%s").rename(pool / "b")
+    assert digest(pool / "b") == ALL_DATA
+
+
+def test_several_copies(checked, clone, pool, domain):
+    make(pool / "a")
+    running = domain(disk(pool / "a"))
+    result = checked(does=clone, name=["b", "c"])
+    assert len(result["actions"]) == 2 and result["consistency"] == "crash"
+    assert digest(pool / "b") == digest(pool / "c") == ALL_DATA and has_no_job(running)
+
+
+def test_paused_domain(cloned_live, pool, domain):
+    make(pool / "a")
+    running = domain(disk(pool / "a"))
+    running.suspend()
+    cloned_live(running, consistency="live")
+    assert running.state()[0] == libvirt.VIR_DOMAIN_PAUSED, "still paused"
+    assert digest(pool / "b") == ALL_DATA
+
+
+def test_transient_domain(cloned_live, pool, domain):
+    make(pool / "a")
+    cloned_live(domain(disk(pool / "a"), transient=True))
+    assert digest(pool / "b") == ALL_DATA
+
+
+def test_internal_snapshots_stay_behind(clone, pool, domain):
+    take_snapshot(make(pool / "a"), "old")
+    running = domain(disk(pool / "a"))
+    guest_writes(running, 0x42)
+    result = clone()
+    assert result["changed"] and any("snapshot" in warning for warning in result["warnings"])
+    assert digest(pool / "b") == digest(pool / "a") and "snapshots" not in image_info(pool / "b")
+
+
+def test_after_an_external_snapshot(cloned_live, checked, clone, pool, domain):
+    """The layer that is frozen stands still, the one on top is live."""
+    make(pool / "a")
+    running = domain(disk(pool / "a"))
+    snapshot_outside(running, "s", pool / "top")
+    guest_writes(running, 0x42)
+    pool.refresh()
+    assert checked(does=clone)["consistency"] == "offline"
+    assert digest(pool / "b") == ALL_DATA
+    cloned_live(running, source="top", name="c")
+    assert digest(pool / "c") == digest(pool / "top") != ALL_DATA
+
+
+@pytest.mark.parametrize("how", [{"target": "hda", "device": "cdrom", "readonly": True}, {"readonly": True}], ids=["cdrom", "disk"])
+def test_disk_that_its_domain_cannot_write(checked, clone, pool, domain, how):
+    make(pool / "a", "raw")
+    domain(disk(pool / "a", "raw", **how))
+    result = checked(does=clone, consistency="offline")
+    assert result["consistency"] == "offline" and digest(pool / "b", "raw") == ALL_DATA
+
+
+def test_raw_disk_whose_guest_wrote_a_qcow2_header(clone, pool, domain, outside):
+    """Raw it stays; what the header points to is never read."""
+    secret = outside / "secret"
+    secret.write_bytes(b"a line that only the host may read\n" * 64)
+    path = pool / "a"
+    path.write_bytes(bytes(MIB))
+    domain(disk(path, "raw"))
+    with path.open("r+b") as file:
+        file.write(qcow2_header(MIB, str(secret)))
+    for name, wanted in (("b", "raw"), ("c", "qcow2")):
+        result = clone(name=name, format=wanted)
+        if result.get("failed"):
+            assert result["reason"] == "unsafe_image", result
+        else:
+            assert digest(pool / name, wanted) == file_sha(path), "byte by byte, from the first on"
+
+
+# -- what is refused ---------------------------------------------------------------------------------
+
+
+def test_offline_was_asked_for(kept, pool, domain):
+    make(pool / "a")
+    domain(disk(pool / "a"))
+    assert kept("volume_in_use", consistency="offline")["attachments"][0]["live"]
+
+
+def test_shared_by_two_running_domains(kept, pool, domain):
+    make(pool / "a", "raw")
+    for _domain in range(2):
+        domain(disk(pool / "a", "raw", extra="<shareable/>"))
+    assert len(kept("volume_in_use")["attachments"]) == 2
+
+
+def test_space(kept, pool, small, domain):
+    make(pool / "a", "raw", 100 * MIB)
+    domain(disk(pool / "a", "raw"))
+    result = kept("insufficient_space", pool=small.name, source_pool=pool.name)
+    assert result["required"] >= 50 * MIB > result["available"]
+
+
+# -- other jobs --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other_job(pool):
+    """A backup job of somebody else, which lasts until it is aborted."""
+
+    def begin(running):
+        scratch = pool.path.parent / "scratch"
+        running.backupBegin(
+            f"<domainbackup mode='pull'><server transport='unix' socket='{pool.path.parent}/nbd'/>"
+            f"<disks><disk name='vda' backup='yes' type='file'><scratch file='{scratch}'/></disk></disks></domainbackup>", None)
+
+    return begin
+
+
+def test_waits_for_another_job(clone, pool, domain, other_job):
+    make(pool / "a")
+    running = domain(disk(pool / "a"))
+    other_job(running)
+    began = time.monotonic()
+    ends = threading.Timer(2, running.abortJob)
+    ends.start()
+    result = clone()
+    ends.join()
+    assert result.get("changed") and time.monotonic() - began > 2, result
+    assert digest(pool / "b") == ALL_DATA and has_no_job(running)
+
+
+def test_waits_no_longer_than_it_says(hypervisor, pool, domain, other_job):
+    make(pool / "a")
+    running = domain(disk(pool / "a"))
+    other_job(running)
+    # The module as it is, but less patient.
+    impatient = ("import runpy, sys; from ansible_collections.hypervisor.storage.plugins.module_utils import _live; "
+                 "_live.JOB_TIMEOUT = 1; sys.argv = sys.argv[-1:]; runpy.run_module(*sys.argv, run_name='__main__', alter_sys=True)")
+    params = {"uri": hypervisor.uri, "pool": pool.name, "source": "a", "name": "b"}
+    result = finish_module(start_module("volume_clone", params, prefix=[sys.executable, "-c", impatient]))
+    assert result.get("reason") == "locked" and running.name() in result["msg"], result
+    assert os.listdir(pool.path) == ["a"]
+    assert running.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE, "the other job goes on"
+    running.abortJob()
+
+
+def test_two_at_once_take_turns(hypervisor, pool, domain):
+    make(pool / "a", size=64 * MIB)
+    running = domain(disk(pool / "a"))
+    started = [start_module("volume_clone", {"uri": hypervisor.uri, "pool": pool.name, "source": "a", "name": name})
+               for name in "bbc"]
+    results = [finish_module(process) for process in started]
+    for result in results:
+        assert not result.get("failed") or result["reason"] == "locked", result
+    assert sum(bool(result.get("changed")) for result in results) == 2
+    assert digest(pool / "b") == digest(pool / "c") == digest(pool / "a") and has_no_job(running)
+
+
+# -- when it goes wrong ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("fmt", ["qcow2", "raw"])
+def test_killed_in_the_middle(begun, clone, pool, domain, fmt, number):
+    large(pool / "a", fmt)
+    running = domain(disk(pool / "a", fmt))
+    process = begun(running)
+    os.killpg(process.pid, number)
+    process.communicate()
+    wait_until(lambda: has_no_job(running), timeout=5)
+    assert not (pool / "b").exists()
+    guest_writes(running, 0x42)
+    result = clone()
+    assert result.get("changed"), result
+    assert digest(pool / "b", fmt) == digest(pool / "a", fmt)
+    assert sorted(os.listdir(pool.path)) == ["a", "b"]
+
+
+def test_domain_stops_in_the_middle(begun, clone, pool, domain):
+    large(pool / "a")
+    running = domain(disk(pool / "a"))
+    process = begun(running)
+    running.destroy()
+    result = finish_module(process)
+    assert result.get("failed") and not result.get("changed"), result
+    assert os.listdir(pool.path) == ["a"]
+    assert clone()["consistency"] == "offline"
+    assert digest(pool / "b") == digest(pool / "a")
+
+
+def test_job_is_aborted_by_somebody_else(begun, pool, domain):
+    large(pool / "a")
+    running = domain(disk(pool / "a"))
+    process = begun(running)
+    running.abortJob()
+    assert finish_module(process)["reason"] == "tool_failed"
+    assert os.listdir(pool.path) == ["a"] and has_no_job(running)
+
+
+def test_space_runs_out_in_the_middle(begun, pool, small, domain):
+    large(pool / "a", size=30 * MIB)
+    running = domain(disk(pool / "a"))
+    process = begun(running, pool=small.name, source_pool=pool.name)
+    with (small / "hog").open("wb") as hog:
+        facts = os.statvfs(small.path)
+        os.posix_fallocate(hog.fileno(), 0, (facts.f_bavail - 1024) * facts.f_frsize)
+    go_on(running)
+    result = finish_module(process)
+    assert result.get("failed"), result
+    assert os.listdir(small.path) == ["hog"] and has_no_job(running)

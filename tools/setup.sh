@@ -12,8 +12,11 @@ demo_packages=(
 )
 # libguestfs boots the cloud kernel: a small one, and a machine without any (a container) has none to offer.
 test_packages=(
-    btrfs-progs git guestfs-tools libguestfs-tools libguestfs-xfs linux-image-cloud-amd64 shellcheck supermin xfsprogs
+    btrfs-progs git guestfs-tools libguestfs-tools libguestfs-xfs linux-image-cloud-amd64 parted
+    python3-lxml shellcheck supermin xfsprogs
 )
+# What the roles and playbooks use of other collections.
+foreign_collections=(community/general community/libvirt)
 
 setup() { # demo|test
     local level=$1
@@ -28,6 +31,29 @@ setup() { # demo|test
     if [[ $level == test || ! -e $venv/.stamp-test ]]; then
         make_venv "$venv" "$python" "$repo/tests/requirements/$level.txt" "$level" --system-site-packages
     fi
+    [[ $level != test ]] || provide_collections
+}
+
+# Other collections come out of the Python package that bundles them, so that the package index is the only site needed.
+provide_collections() {
+    local requirements=$repo/tests/requirements/collections.txt stamp=$collections/.stamp want
+    want=$(cat "$requirements"; say "${foreign_collections[@]}")
+    [[ ! -e $stamp || $(<"$stamp") != "$want" ]] || return 0
+    say "Fetching ${foreign_collections[*]}"
+    rm -rf "$work/bundle" "${foreign_collections[@]/#/$collections/ansible_collections/}"
+    "$venv/bin/python" -m pip download -q --disable-pip-version-check --no-deps --only-binary :all: \
+        -d "$work/bundle" -r "$requirements" >"$work/pip.log" 2>&1 || { tail -n 30 "$work/pip.log" >&2; fail "pip could not download ${requirements#"$repo"/}"; }
+    "$venv/bin/python" - "$work"/bundle/*.whl "$collections" "${foreign_collections[@]}" <<'END'
+import sys
+import zipfile
+
+wheel, target, *wanted = sys.argv[1:]
+prefixes = tuple(f"ansible_collections/{name}/" for name in wanted)
+with zipfile.ZipFile(wheel) as bundle:
+    bundle.extractall(target, [name for name in bundle.namelist() if name.startswith(prefixes)])
+END
+    rm -rf "$work/bundle"
+    printf '%s' "$want" >"$stamp"
 }
 
 install_packages() {

@@ -12,10 +12,10 @@ summary=()
 
 run_tests() { # PART...
     local part parts=("$@")
-    [[ ${#parts[@]} -gt 0 ]] || parts=(lint unit integration sanity docs build)
+    [[ ${#parts[@]} -gt 0 ]] || parts=(lint unit integration molecule sanity docs build)
     for part in "${parts[@]}"; do
         case $part in
-            lint | unit | integration | sanity | docs | build) ;;
+            lint | unit | integration | molecule | sanity | docs | build) ;;
             *) fail "no such tests: $part" ;;
         esac
     done
@@ -74,7 +74,7 @@ check_playbooks() {
     # The linter finds the collection's name by the directory it is in, and walks everything below.
     copy_collection "$work/lint"
     cd "$work/lint/ansible_collections/hypervisor/storage"
-    ANSIBLE_COLLECTIONS_PATH=$work/lint ansible-lint --offline --profile production --strict
+    ANSIBLE_COLLECTIONS_PATH=$work/lint:$collections ansible-lint --offline --profile production --strict
 }
 
 run_pytest() { # PYTHON TESTS...
@@ -103,6 +103,35 @@ unit_on() { # VERSION PYTHON
 test_integration() {
     # Each worker has a hypervisor of its own; a file stays with one worker, since its fixtures are shared.
     step integration run_pytest "$venv/bin/python" -n 2 --dist loadfile tests/integration
+}
+
+test_molecule() {
+    local scenario
+    for scenario in extensions/molecule/*/molecule.yml; do
+        scenario=$(basename "$(dirname "$scenario")")
+        step "molecule $scenario" run_molecule "$scenario"
+    done
+}
+
+# run_molecule SCENARIO: with two private hypervisors and an empty directory of its own, all gone afterwards.
+run_molecule() {
+    local name
+    export MOLECULE_PLACE=$work/molecule/$1 MOLECULE_EPHEMERAL_DIRECTORY=$work/molecule/$1/state
+    clear_molecule
+    trap clear_molecule EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    mkdir -p "$MOLECULE_EPHEMERAL_DIRECTORY"
+    LIBVIRT_DEFAULT_URI=$(start_hypervisor molecule-1)
+    MOLECULE_SECOND_URI=$(start_hypervisor molecule-2)
+    export LIBVIRT_DEFAULT_URI MOLECULE_SECOND_URI
+    NO_COLOR=1 MOLECULE_COMMAND_BORDERS=0 "$venv/bin/molecule" test --scenario-name "$1"
+}
+
+clear_molecule() {
+    stop_hypervisor molecule-1
+    stop_hypervisor molecule-2
+    rm -rf "$MOLECULE_PLACE"
 }
 
 # The newest ansible-core that a Python on this machine can run, and the oldest that the collection promises.

@@ -115,23 +115,24 @@ test_molecule() {
 
 # run_molecule SCENARIO: with two private hypervisors and an empty directory of its own, all gone afterwards.
 run_molecule() {
-    local name
-    export MOLECULE_PLACE=$work/molecule/$1 MOLECULE_EPHEMERAL_DIRECTORY=$work/molecule/$1/state
-    clear_molecule
-    trap clear_molecule EXIT
+    local scenario=$1
+    export MOLECULE_PLACE=$work/molecule/$scenario MOLECULE_EPHEMERAL_DIRECTORY=$work/molecule/$scenario/state
+    clear_molecule "$scenario"
+    # shellcheck disable=SC2064  # the name as it is now
+    trap "clear_molecule '$scenario'" EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
     mkdir -p "$MOLECULE_EPHEMERAL_DIRECTORY"
-    LIBVIRT_DEFAULT_URI=$(start_hypervisor molecule-1)
-    MOLECULE_SECOND_URI=$(start_hypervisor molecule-2)
+    LIBVIRT_DEFAULT_URI=$(start_hypervisor "$scenario-1")
+    MOLECULE_SECOND_URI=$(start_hypervisor "$scenario-2")
     export LIBVIRT_DEFAULT_URI MOLECULE_SECOND_URI
-    NO_COLOR=1 MOLECULE_COMMAND_BORDERS=0 "$venv/bin/molecule" test --scenario-name "$1"
+    NO_COLOR=1 MOLECULE_COMMAND_BORDERS=0 "$venv/bin/molecule" test --scenario-name "$scenario"
 }
 
-clear_molecule() {
-    stop_hypervisor molecule-1
-    stop_hypervisor molecule-2
-    rm -rf "$MOLECULE_PLACE"
+clear_molecule() { # SCENARIO
+    stop_hypervisor "$1-1"
+    stop_hypervisor "$1-2"
+    rm -rf "$work/molecule/$1"
 }
 
 # The newest ansible-core that a Python on this machine can run, and the oldest that the collection promises.

@@ -12,8 +12,8 @@ demo_packages=(
 )
 # libguestfs boots the cloud kernel: a small one, and a machine without any (a container) has none to offer.
 test_packages=(
-    btrfs-progs git guestfs-tools libguestfs-tools libguestfs-xfs linux-image-cloud-amd64 parted
-    python3-lxml shellcheck supermin xfsprogs
+    btrfs-progs busybox-static cpio git guestfs-tools kmod libguestfs-tools libguestfs-xfs linux-image-cloud-amd64
+    parted python3-lxml qemu-guest-agent shellcheck supermin xfsprogs
 )
 # What the roles and playbooks use of other collections.
 foreign_collections=(community/general community/libvirt)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -14,7 +13,6 @@ import threading
 import time
 
 import libvirt
-import libvirt_qemu
 import pytest
 from support.hypervisors import disk, guest_writes, snapshot_outside
 from support.images import (
@@ -38,23 +36,10 @@ from support.images import (
 from support.images import (
     info as image_info,
 )
+from support.jobs import has_no_job, hold_job_of, set_speed
 from support.runs import finish_module, start_module
 
 ALL_DATA = sha(noise(2 * MIB) + bytes(2 * MIB))  # of an image of 4 MiB
-
-
-def monitor(running, command, **arguments):
-    """QEMU's own answer, past libvirt."""
-    answer = libvirt_qemu.qemuMonitorCommand(running, json.dumps({"execute": command, "arguments": arguments}), 0)
-    return json.loads(answer).get("return")  # None for an error
-
-
-def jobs(running):
-    return monitor(running, "query-block-jobs")
-
-
-def has_no_job(running):
-    return running.jobInfo()[0] == libvirt.VIR_DOMAIN_JOB_NONE and jobs(running) == []
 
 
 @pytest.fixture
@@ -89,15 +74,12 @@ def kept(refused, clone):
 
 @pytest.fixture
 def begun(hypervisor, pool):
-    """A clone in the middle of its backup job, which has come to a halt; and a way to let it go on."""
+    """A clone in the middle of its backup job, which has come to a halt."""
 
     def run(running, uri=hypervisor.uri, **params):
         process = start_module("volume_clone", {"uri": uri, "pool": pool.name, "source": "a", "name": "b", **params})
-        while process.poll() is None:
-            # A job that was only just made does not take it yet.
-            if any(monitor(running, "block-job-set-speed", device=job["device"], speed=1) == {} for job in jobs(running)):
-                return process
-        raise AssertionError(f"it ended too soon: {process.communicate()}")
+        hold_job_of(process, running)
+        return process
 
     return run
 
@@ -107,11 +89,6 @@ def large(path, fmt="qcow2", size=256 * MIB):
     blank(path, size, fmt)
     write(path, 0x77, length=size, fmt=fmt)
     return path
-
-
-def go_on(running):
-    for job in jobs(running):
-        monitor(running, "block-job-set-speed", device=job["device"], speed=0)
 
 
 # -- copies ------------------------------------------------------------------------------------------
@@ -139,7 +116,7 @@ def test_copy_is_of_the_moment_when_it_began(begun, pool, domain):
     process = begun(running)
     for number in range(8):
         guest_writes(running, 0x40 + number, offset=number * 32 * MIB)
-    go_on(running)
+    set_speed(running, 0)
     result = finish_module(process)
     assert result["changed"] and result["consistency"] == "crash", result
     assert digest(pool / "b", "raw") == expected != digest(path, "raw")
@@ -404,7 +381,7 @@ def test_space_runs_out_in_the_middle(begun, pool, small, domain):
     with (small / "hog").open("wb") as hog:
         facts = os.statvfs(small.path)
         os.posix_fallocate(hog.fileno(), 0, (facts.f_bavail - 1024) * facts.f_frsize)
-    go_on(running)
+    set_speed(running, 0)
     result = finish_module(process)
     assert result.get("failed"), result
     assert os.listdir(small.path) == ["hog"] and has_no_job(running)

@@ -1,0 +1,39 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""QEMU's own view of a running domain's jobs, past libvirt, and a hand on their speed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+import libvirt
+import libvirt_qemu
+
+
+def monitor(domain: libvirt.virDomain, command: str, **arguments: Any) -> Any:
+    """What QEMU answers; None for an error."""
+    question = json.dumps({"execute": command, "arguments": arguments})
+    return json.loads(libvirt_qemu.qemuMonitorCommand(domain, question, 0)).get("return")
+
+
+def jobs(domain: libvirt.virDomain) -> list[dict[str, Any]]:
+    return list(monitor(domain, "query-block-jobs"))
+
+
+def has_no_job(domain: libvirt.virDomain) -> bool:
+    return bool(domain.jobInfo()[0] == libvirt.VIR_DOMAIN_JOB_NONE and jobs(domain) == [])
+
+
+def set_speed(domain: libvirt.virDomain, speed: int) -> bool:
+    """Bytes per second, 0 for no limit; false when there is no job that takes it."""
+    return any(monitor(domain, "block-job-set-speed", device=job["device"], speed=speed) == {} for job in jobs(domain))
+
+
+def hold_job_of(process: subprocess.Popen[str], domain: libvirt.virDomain, speed: int = 1) -> None:
+    """Slow the job down as soon as the module has started it."""
+    while not set_speed(domain, speed):
+        assert process.poll() is None, f"it ended too soon: {process.communicate()}"

@@ -1,0 +1,185 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a real guest sees: disks that grow under it, copies that are one moment of it, and that it is never left frozen."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+
+import libvirt
+import libvirt_qemu
+import pytest
+from support.guests import Guest
+from support.hypervisors import Pool, disk
+from support.images import MIB, blank, make, sh, wait_until, write
+from support.jobs import has_no_job, hold_job_of, set_speed
+from support.runs import finish_module, run_module, start_module
+
+RECORDS = 16000
+SPACING = 25  # sectors: the records spread over a disk of 200 MiB
+STEP = 1013  # shares no divisor with RECORDS: they come in no order in which a copy goes through the disk
+
+SCRIPT = f"""
+sizes() {{ for name in vdc vdd sda sdb; do echo "$name $(cat /sys/block/$name/size)"; done; }}
+(while :; do new=$(sizes); [ "$new" = "$old" ] || {{ echo "$new"; old=$new; }}; sleep 0.2; done) &
+mount -t ext4 /dev/vda /mnt || echo "mount failed"
+(n=0; while :; do n=$((n+1)); echo "record $n" >>/mnt/log; sync; echo "file $n"; sleep 0.1; done) &
+n=0
+while [ $n -lt {RECORDS} ]; do
+    n=$((n+1))
+    printf '%-511s\\n' "record $n" | dd of=/dev/vdb bs=512 seek=$((n * {STEP} % {RECORDS} * {SPACING})) oflag=direct conv=notrunc 2>&-
+    echo "sector $n"
+done
+while :; do sleep 1; done
+"""
+# The agent calls it before it freezes and after it has thawed.
+HOOK = """
+echo "hook $1" >/dev/ttyS0
+[ $1 = thaw ] || sleep "$(dd if=/dev/vde bs=512 count=1 iflag=direct 2>/dev/null | tr -d '\\0')"
+"""
+
+
+@pytest.fixture(scope="module")
+def busy(hypervisor, place):
+    """A pool of disks that the guest writes to all the time."""
+    pool = Pool(hypervisor, "busy", place / "busy")
+    blank(pool / "files", 64 * MIB, "raw")
+    sh("mke2fs", "-q", "-F", "-t", "ext4", pool / "files")
+    blank(pool / "sectors", 200 * MIB, "raw")
+    write(pool / "sectors", 0x77, length=200 * MIB, fmt="raw")
+    (pool / "pause").write_bytes(b"0.5".ljust(512, b"\0"))
+    yield pool
+    pool.forget()
+
+
+@pytest.fixture(scope="module")
+def idle(hypervisor, place):
+    """A pool of disks that the guest only looks at."""
+    pool = Pool(hypervisor, "idle", place / "p-idle")
+    for fmt in ("qcow2", "raw"):
+        for bus in ("blk", "scsi"):
+            make(pool / f"{bus}.{fmt}", fmt)
+    yield pool
+    pool.forget()
+
+
+@pytest.fixture(scope="module")
+def guest(hypervisor, place, busy, idle):
+    """One boot for all the tests here."""
+    running = Guest(
+        hypervisor, place / "guest", SCRIPT, disk(busy / "files", "raw", "vda"), disk(busy / "sectors", "raw", "vdb"),
+        disk(idle / "blk.qcow2", "qcow2", "vdc"), disk(idle / "blk.raw", "raw", "vdd"),
+        disk(idle / "scsi.qcow2", "qcow2", "sda"), disk(idle / "scsi.raw", "raw", "sdb"),
+        disk(busy / "pause", "raw", "vde"), hook=HOOK)
+    for what in ("sdb ", "file ", "sector "):
+        running.wait_for(f"\n{what}")
+    wait_until(lambda: status(running) is not None, 20)
+    yield running
+    running.stop()
+
+
+def status(guest):
+    """What the guest agent says about frozen file systems; None when it does not answer."""
+    try:
+        answer = libvirt_qemu.qemuAgentCommand(guest.virt, '{"execute": "guest-fsfreeze-status"}', 3, 0)
+    except libvirt.libvirtError:
+        return None
+    return re.findall("thawed|frozen", answer)[0]
+
+
+def hooks(guest):
+    return re.findall("hook ([a-z]+)", guest.said())
+
+
+@pytest.mark.parametrize(("name", "seen"), [("blk.qcow2", "vdc"), ("blk.raw", "vdd"), ("scsi.qcow2", "sda"), ("scsi.raw", "sdb")])
+def test_guest_sees_its_disk_grow(hypervisor, checked, guest, idle, name, seen):
+    assert guest.last(seen) * 512 == 4 * MIB
+
+    def resize(check=False, diff=False, **params):
+        return run_module("volume_resize", {"uri": hypervisor.uri, "pool": "idle", **params}, check=check, diff=diff)
+
+    result = checked(does=resize, name=name, size="9M")
+    assert result["changed"] and "online" in result["actions"][0]
+    wait_until(lambda: guest.last(seen) * 512 == 9 * MIB)
+    assert guest.virt.blockInfo(seen)[0] == result["volume"]["capacity"] == 9 * MIB
+
+
+def read_records(image):
+    """Numbers of the records that are on the disk."""
+    found = set()
+    with image.open("rb") as file:
+        for place in range(RECORDS):
+            file.seek(place * SPACING * 512)
+            record = file.read(512)
+            if record.startswith(b"record "):
+                number = int(record.split()[1])
+                assert number * STEP % RECORDS == place
+                found.add(number)
+            else:
+                assert record == b"\x77" * 512, "neither the old nor the new"
+    return found
+
+
+def test_copy_is_one_moment(hypervisor, guest, busy):
+    """Records that the guest wrote one after the other, each safe before the next: a prefix of them, without holes."""
+    guest.wait_for_more("sector", 5)
+    before = guest.last("sector")
+    process = start_module(
+        "volume_clone", {"uri": hypervisor.uri, "source": "sectors", "source_pool": "busy", "pool": "busy", "name": "copy"})
+    hold_job_of(process, guest.virt, speed=MIB)
+    guest.wait_for_more("sector", 30)
+    set_speed(guest.virt, 0)
+    result = finish_module(process)
+    assert result.get("changed"), result
+    written = guest.last("sector")
+    found = read_records(busy / "copy")
+    assert found == set(range(1, len(found) + 1)), "a hole"
+    assert before <= len(found) < written, "the guest wrote on while it was copied"
+    guest.wait_for_more("sector")
+
+
+def test_copy_of_a_file_system(hypervisor, guest, busy):
+    """The agent freezes and thaws it: the copy needs no recovery, and holds a prefix of what was written."""
+    params = {"uri": hypervisor.uri, "source": "files", "source_pool": "busy", "pool": "busy", "name": "backup"}
+    before, called = guest.last("file"), hooks(guest)
+    predicted = run_module("volume_clone", params, check=True)
+    assert predicted["changed"] and hooks(guest) == called, "check mode does not freeze"
+    result = run_module("volume_clone", params)
+    assert result.get("changed"), result
+    assert result["consistency"] == "filesystem" and result["actions"] == predicted["actions"]
+    wait_until(lambda: hooks(guest)[len(called):] == ["freeze", "thaw"])
+    assert status(guest) == "thawed"
+    guest.wait_for_more("file", 2)
+    assert "needs_recovery" not in sh("dumpe2fs", "-h", busy / "backup")
+    sh("e2fsck", "-f", "-n", busy / "backup")
+    lines = sh("debugfs", "-R", "cat /log", busy / "backup").splitlines()
+    assert lines == [f"record {n}" for n in range(1, len(lines) + 1)] and len(lines) >= before
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["while freezing", "while frozen"])
+def test_killed_between_freeze_and_thaw(hypervisor, guest, busy, frozen):
+    """The guest does not stay frozen, and the next run finishes."""
+    name = f"killed{frozen:d}"
+    params = {"uri": hypervisor.uri, "source": "files", "source_pool": "busy", "pool": "busy", "name": name}
+    called = hooks(guest)
+    process = start_module("volume_clone", params)
+    wait_until(lambda: hooks(guest)[len(called):] == ["freeze"])
+    if frozen:
+        os.killpg(process.pid, signal.SIGSTOP)
+        wait_until(lambda: status(guest) == "frozen")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    wait_until(lambda: status(guest) == "thawed", 15)
+    guest.wait_for_more("file", 5)
+    wait_until(lambda: has_no_job(guest.virt), 5)
+    assert not (busy / name).exists()
+    result = run_module("volume_clone", params)
+    assert result.get("changed") and result["consistency"] == "filesystem", result
+    assert subprocess.run(["e2fsck", "-fn", busy / name], capture_output=True, check=False).returncode == 0
+    assert not list(busy.path.glob(".hypervisor.storage-*"))
+    guest.wait_for_more("file", 2)

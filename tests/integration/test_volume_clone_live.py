@@ -184,6 +184,32 @@ def test_second_disk_and_odd_names(cloned_live, pool, domain):
     assert digest(pool / "b") == ALL_DATA
 
 
+def test_domain_with_empty_drives_and_a_read_only_disk(cloned_live, pool, domain):
+    make(pool / "a")
+    make(pool / "other")
+    running = domain(
+        "<disk type='file' device='cdrom'><target dev='hda' bus='ide'/><readonly/></disk>",
+        "<disk type='file' device='floppy'><target dev='fda' bus='fdc'/></disk>",
+        disk(pool / "other", target="vdb", readonly=True), disk(pool / "a"))
+    cloned_live(running)
+    assert digest(pool / "b") == ALL_DATA
+
+
+def test_disk_that_its_domain_knows_by_another_path(cloned_live, pool, domain, outside):
+    make(pool / "a")
+    (outside / "link").symlink_to(pool / "a")
+    cloned_live(domain(disk(outside / "link")))
+    assert digest(pool / "b") == ALL_DATA
+
+
+def test_shareable_disk_that_only_one_running_domain_has(cloned_live, pool, domain):
+    make(pool / "a", "raw")
+    running = domain(disk(pool / "a", "raw", extra="<shareable/>"))
+    domain(disk(pool / "a", "raw", extra="<shareable/>"), running=False)
+    cloned_live(running, format="qcow2")
+    assert digest(pool / "b") == ALL_DATA
+
+
 def test_several_copies(checked, clone, pool, domain):
     make(pool / "a")
     running = domain(disk(pool / "a"))

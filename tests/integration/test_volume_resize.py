@@ -367,6 +367,12 @@ def test_source_by_volume_and_second_disk(grown, pool, domain):
     assert running.blockInfo("vda")[0] == MIB
 
 
+def test_disk_that_its_domain_knows_by_another_path(grown, pool, domain, outside):
+    make(pool / "a")
+    (outside / "link").symlink_to(pool / "a")
+    grown("a", "6M", through=domain(disk(outside / "link")))
+
+
 def test_online_with_internal_snapshots(grown, pool, domain):
     path = make(pool / "a")
     take_snapshot(path, "old")

@@ -16,6 +16,7 @@ from ._copy import copy_image
 from ._errors import StorageError, Unsupported, VolumeMismatch
 from ._grow import grow
 from ._inventory import Host
+from ._live import Moment
 from ._model import Pool
 from ._plan import (
     CopyImage,
@@ -42,7 +43,7 @@ class Worker:
 
     host: Host
     qemu_img: QemuImg
-    consistency: dict[str, str] = field(default_factory=dict)  # of each copy, by name
+    moments: dict[str, Moment] = field(default_factory=dict)  # of each copy, by name
     _patterns: dict[tuple[object, ...], bytes] = field(default_factory=dict)
 
     def carry_out(self, plan: Plan) -> None:
@@ -158,7 +159,7 @@ class Worker:
         holding = contextlib.nullcontext() if written else _held_source(source.path, what)
         # QEMU opens the target of a backup job by its path, hence by a name.
         with holding, _staging.stage(_directory_of(step), named=step.method == "backup") as staged:
-            self.consistency[step.name] = copy_image(
+            self.moments[step.name] = copy_image(
                 step, staged=staged, qemu_img=self.qemu_img, connection=self.host.connection
             )
             _publish(staged, step)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from . import _locks, _plan, _requests, _sources
@@ -70,11 +71,13 @@ class CloneTask(NamedVolumes):
             host.assert_refreshable(pool)
         return Plan(tuple(plans), warnings=self._space.check(host, pool, plans, overcommit=self._wish.overcommit))
 
-    def carry_out(self, host: Host, plan: Plan) -> None:
-        """Take the plan's steps."""
+    def carry_out(self, host: Host, plan: Plan) -> Plan:
+        """Take the plan's steps; the plan comes back with what turned out meanwhile."""
         worker = Worker(host, self._qemu_img)
         worker.carry_out(plan)
-        self._consistency = worker.consistency
+        self._consistency = {name: moment.consistency for name, moment in worker.moments.items()}
+        late = tuple(warning for moment in worker.moments.values() for warning in moment.warnings)
+        return replace(plan, warnings=plan.warnings + late)
 
     def extra_result(self, plan: Plan) -> dict[str, Any]:
         """``consistency`` of the copy, where it is known: a backup job's only once it has begun."""

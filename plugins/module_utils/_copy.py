@@ -53,20 +53,20 @@ def can_share_extents(path: str, directory: str) -> bool:
     return True
 
 
-def copy_image(step: CopyImage, *, staged: _staging.Staged, qemu_img: QemuImg, connection: Connection) -> str:
-    """Fill a staged file as the step says; returns the consistency: ``offline``, ``filesystem`` or ``crash``."""
-    consistency = "offline"
+def copy_image(step: CopyImage, *, staged: _staging.Staged, qemu_img: QemuImg, connection: Connection) -> _live.Moment:
+    """Fill a staged file as the step says; returns what moment of the source it is."""
+    moment = _live.Moment("offline")
     if step.method == "reflink":
         _share_extents(step, staged)
     elif step.method == "backup":
-        consistency = _live.copy_running_disk(step, staged=staged, qemu_img=qemu_img, connection=connection)
+        moment = _live.copy_running_disk(step, staged=staged, qemu_img=qemu_img, connection=connection)
     else:
         _convert(step, staged, qemu_img)
     _set_capacity(step, staged, qemu_img)
     _assert_snapshot_stands(step)
     if step.verify:
         _verify(step, staged, qemu_img)
-    return consistency
+    return moment
 
 
 def _share_extents(step: CopyImage, staged: _staging.Staged) -> None:

@@ -86,6 +86,17 @@ def find(fd: int, clusters: ClusterMap, *, squeeze: str | None = None) -> Findin
     return found
 
 
+def find_anywhere(fd: int) -> Findings:
+    """The same for a file without clusters, a raw image: every block of zeros that takes room; raises OSError."""
+    found = Findings()
+    block = _block_size(fd)
+    for start, end in extents(fd):
+        start, end = _whole_blocks(start, end, block)
+        if start < end:
+            _search(fd, start, end, _UNIT, found, None)
+    return found
+
+
 def dig(fd: int, found: Findings) -> None:
     """Make holes of the ranges found; raises OSError, InsufficientSpace or Unsupported.
 

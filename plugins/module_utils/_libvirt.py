@@ -245,7 +245,7 @@ class Connection:
             said = error.get_error_message()
             if error.get_error_code() in (libvirt.VIR_ERR_OPERATION_TIMEOUT, libvirt.VIR_ERR_RESOURCE_BUSY):
                 return False
-            if "active block job" in said or "another job" in said or "state change lock" in said:
+            if any(text in said for text in ("active block job", "blockjob assigned", "another job", "state change lock")):
                 return False
             raise _as_ours(error, f"start a backup job on domain {domain_uuid}") from error
         return True
@@ -266,14 +266,23 @@ class Connection:
         with contextlib.suppress(libvirt.libvirtError):
             self._handle.lookupByUUIDString(domain_uuid).abortJob()
 
-    def freeze(self, domain_uuid: str) -> bool:
-        """Freeze the guest's file systems; ``False`` when no guest agent answers."""
+    def is_running(self, domain_uuid: str) -> bool:
+        """Whether there is such a domain, and it is active."""
+        with _translate(f"look up domain {domain_uuid}"):
+            return bool(_unless_gone(lambda handle: handle.lookupByUUIDString(domain_uuid).isActive(), self._handle))
+
+    def freeze(self, domain_uuid: str) -> bool | None:
+        """Freeze the guest's file systems; ``False`` when no guest agent is there.
+
+        ``None`` when one is there but did not answer in time: it may still freeze later, and has to be thawed then.
+        """
         try:
             domain = self._handle.lookupByUUIDString(domain_uuid)
             domain.agentSetResponseTimeout(AGENT_TIMEOUT, 0)
             domain.fsFreeze(None, 0)
-        except libvirt.libvirtError:
-            return False
+        except libvirt.libvirtError as error:
+            late = error.get_error_code() == libvirt.VIR_ERR_AGENT_UNRESPONSIVE
+            return None if late and "not connected" not in error.get_error_message() else False
         return True
 
     def thaw(self, domain_uuid: str) -> bool:

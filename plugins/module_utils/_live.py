@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from . import _libvirt, _xml
-from ._errors import Locked, StorageError, ToolFailed
+from . import _holes, _libvirt, _staging, _xml
+from ._errors import InsufficientSpace, Locked, StorageError, ToolFailed
 from ._libvirt import Connection
 from ._model import Attachment
 from ._plan import CopyImage, qcow2_options
@@ -28,8 +30,16 @@ JOB_TIMEOUT = 60.0
 _POLL = 0.1
 
 
-def copy_running_disk(step: CopyImage, *, staged: Staged, qemu_img: QemuImg, connection: Connection) -> str:
-    """Copy ``step.live``'s disk into the staged file; returns ``filesystem`` or ``crash``."""
+@dataclass(frozen=True)
+class Moment:
+    """What a copy is of: ``offline``, ``filesystem`` or ``crash``; and what the user should know about the guest."""
+
+    consistency: str
+    warnings: tuple[str, ...] = ()
+
+
+def copy_running_disk(step: CopyImage, *, staged: Staged, qemu_img: QemuImg, connection: Connection) -> Moment:
+    """Copy ``step.live``'s disk into the staged file."""
     live = step.live
     if live is None or live.target is None:
         raise ToolFailed(f"The domain's disk for {step.source.label} is not known.")
@@ -45,21 +55,27 @@ def copy_running_disk(step: CopyImage, *, staged: Staged, qemu_img: QemuImg, con
     document = _xml.build_backup(target=live.target, path=staged.path, image_format=step.format, others=_others(connection, live))
     _wait_for_turn(connection, live)
     with _guardian(connection.uri, live.domain_uuid, staged.path) as guardian:
-        consistency = _begin(connection, live, document, guardian)
+        moment = _begin(connection, live, document, guardian)
         with contextlib.ExitStack() as undo:
             undo.callback(connection.abort_job, live.domain_uuid)
             _wait_for_end(connection, live)
             undo.pop_all()
-    return consistency
+    if step.format == "raw" and step.preallocation == "off":
+        # A backup job writes zeros where the disk has nothing.
+        with _staging.explained("make the copy sparse"):
+            _holes.dig(staged.fd, _holes.find_anywhere(staged.fd))
+    return moment
 
 
-def abort_orphans(connection: Connection, hidden: list[str], domains: list[str]) -> None:
-    """End backup jobs that write into leftovers of a killed run (hidden paths that nobody holds)."""
-    for domain in domains:
-        document = connection.backup_job(domain)
-        if document is not None and set(_xml.backup_targets(document)) & set(hidden):
-            connection.abort_job(domain)
-            connection.thaw(domain)
+def abort_orphan(connection: Connection, domain_uuid: str) -> None:
+    """End a backup job that writes into what a killed run left (and that run's guardian could not end)."""
+    document = connection.backup_job(domain_uuid)
+    if document is None:
+        return
+    targets = _xml.backup_targets(document)
+    if targets and all(_staging.is_abandoned(path) for path in targets):
+        connection.abort_job(domain_uuid)
+        connection.thaw(domain_uuid)
 
 
 def _others(connection: Connection, live: Attachment) -> list[str]:
@@ -75,31 +91,45 @@ def _wait_for_turn(connection: Connection, live: Attachment) -> None:
     """Wait until no other job is at work, while the guest isn't frozen yet."""
     deadline = time.monotonic() + JOB_TIMEOUT
     while connection.has_job(live.domain_uuid):
+        abort_orphan(connection, live.domain_uuid)
         if time.monotonic() > deadline:
             raise _busy(live)
         time.sleep(_POLL)
 
 
-def _begin(connection: Connection, live: Attachment, document: str, guardian: _Guardian) -> str:
+def _begin(connection: Connection, live: Attachment, document: str, guardian: _Guardian) -> Moment:
     deadline = time.monotonic() + JOB_TIMEOUT
     while True:
-        frozen = False
+        frozen: bool | None = False
         if live.state == "running":
-            guardian.watch_freeze(True)
+            guardian.tell(_FROZEN)
             frozen = connection.freeze(live.domain_uuid)
         try:
             begun = connection.begin_backup(live.domain_uuid, document)
         finally:
             if frozen:
                 _thaw(connection, live)
-            elif live.state == "running":
-                connection.thaw(live.domain_uuid)  # an agent that did not answer in time may still freeze later
-            guardian.watch_freeze(False)
+            guardian.tell(_LATE if frozen is None else _THAWED)
         if begun:
-            return "filesystem" if frozen else "crash"
+            return _moment(live, frozen)
         if time.monotonic() > deadline:
             raise _busy(live)
         time.sleep(_POLL * 5)
+
+
+def _moment(live: Attachment, frozen: bool | None) -> Moment:
+    if frozen:
+        return Moment("filesystem")
+    if frozen is False:
+        return Moment("crash")
+    return Moment(
+        "crash",
+        (
+            f"The guest agent of domain {live.domain!r} did not answer a freeze within {_libvirt.AGENT_TIMEOUT} s, so the copy is "
+            "as after a power cut. Should it freeze late, it is thawed as soon as it answers; if the guest stands still, run "
+            f"'virsh domfsthaw {live.domain}'.",
+        ),
+    )
 
 
 def _thaw(connection: Connection, live: Attachment) -> None:
@@ -120,6 +150,11 @@ def _wait_for_end(connection: Connection, live: Attachment) -> None:
         outcome = connection.finished_backup(live.domain_uuid)
         if outcome == "":
             return
+        if outcome is not None and "No space left" in outcome:
+            raise InsufficientSpace(
+                f"The pool filled up while the backup job of domain {live.domain!r} wrote the copy, which was dropped. Free "
+                "space and run again."
+            )
         if outcome is not None:
             raise ToolFailed(f"The backup job of domain {live.domain!r} failed: {outcome}. The copy was dropped.")
         time.sleep(pause)
@@ -133,15 +168,21 @@ def _busy(live: Attachment) -> Locked:
     )
 
 
+# What the guardian is told: the guest may be frozen; it is not; it may freeze late; all is well.
+_FROZEN, _THAWED, _LATE, _DONE = b"F", b"T", b"L", b"D"
+#: How long the guardian tries to undo what is left, in seconds.
+_GUARD_TIMEOUT = 600.0
+
+
 class _Guardian:
-    """Our end of the pipe to the guardian process: what it is to undo if we vanish."""
+    """Our end of the pipe to the guardian process."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
-    def watch_freeze(self, frozen: bool) -> None:
-        """Tell whether the guest may be frozen now."""
-        os.write(self._fd, b"F" if frozen else b"T")
+    def tell(self, state: bytes) -> None:
+        """Tell what it has to undo if we vanish."""
+        os.write(self._fd, state)
 
 
 @contextlib.contextmanager
@@ -158,26 +199,38 @@ def _guardian(uri: str, domain_uuid: str, path: str) -> Iterator[_Guardian]:
     os.close(reader)
     os.waitpid(child, 0)
     try:
-        yield _Guardian(writer)
-        os.write(writer, b"Q")
+        guardian = _Guardian(writer)
+        yield guardian
+        guardian.tell(_DONE)
     finally:
         os.close(writer)
 
 
 def _stand_guard(reader: int, uri: str, domain_uuid: str, path: str) -> None:
-    """Read states until the other end says all is well (Q) or is closed; never returns."""
+    """Follow what we are told until the other end says all is well or is closed; never returns."""
     try:
         quiet = os.open(os.devnull, os.O_RDWR)
         for standard in (0, 1, 2):  # who started us waits for these to be closed
             os.dup2(quiet, standard)
         _close_others(reader)
-        state = b""
-        while state != b"Q":
+        state, thaw = _THAWED, False
+        while state != _DONE:
+            if thaw and not select.select([reader], [], [], 1.0)[0]:
+                thaw = not _thaw_from_outside(uri, domain_uuid)
+                continue
             told = os.read(reader, 1)
             if not told:
-                _undo(uri, domain_uuid, path, frozen=state == b"F")
                 break
             state = told
+            thaw = thaw or state == _LATE
+        deadline = time.monotonic() + _GUARD_TIMEOUT
+        left = state != _DONE
+        thaw = thaw or state == _FROZEN
+        while (left or thaw) and time.monotonic() < deadline:
+            left = left and not _drop_from_outside(uri, domain_uuid, path)
+            thaw = thaw and not _thaw_from_outside(uri, domain_uuid)
+            if left or thaw:
+                time.sleep(1.0)
     finally:
         os._exit(0)
 
@@ -190,12 +243,21 @@ def _close_others(keep: int) -> None:
                 os.close(int(name))
 
 
-def _undo(uri: str, domain_uuid: str, path: str, *, frozen: bool) -> None:
+def _thaw_from_outside(uri: str, domain_uuid: str) -> bool:
+    """Whether the guest is surely not frozen now: its agent answered, or there is no such running domain any more."""
+    with contextlib.suppress(StorageError), _libvirt.connect(uri) as connection:
+        return connection.thaw(domain_uuid) or not connection.is_running(domain_uuid)
+    return False
+
+
+def _drop_from_outside(uri: str, domain_uuid: str, path: str) -> bool:
+    """Whether the job that writes to ``path`` is ended, so that the file could be removed."""
     with contextlib.suppress(StorageError), _libvirt.connect(uri) as connection:
         document = connection.backup_job(domain_uuid)
         if document is not None and path in _xml.backup_targets(document):
             connection.abort_job(domain_uuid)
-        if frozen:
-            connection.thaw(domain_uuid)
-    with contextlib.suppress(OSError):
-        os.unlink(path)
+            return False  # look again whether it is gone
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        return True
+    return False

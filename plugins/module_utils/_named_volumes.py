@@ -86,10 +86,10 @@ def gather_facts(image: Image | None) -> Facts:
 
 def _end_orphaned_jobs(host: Host, directory: str) -> None:
     """End backup jobs that still write into what a killed run left, before that is removed."""
-    orphans = _staging.orphans(directory)
-    if orphans:
-        running = [domain.uuid for domain in host.connection.domains() if domain.live_xml is not None]
-        _live.abort_orphans(host.connection, orphans, running)
+    if _staging.orphans(directory):
+        for domain in host.connection.domains():
+            if domain.live_xml is not None:
+                _live.abort_orphan(host.connection, domain.uuid)
 
 
 def _place_of(pool: Pool) -> Ident:

@@ -58,6 +58,8 @@ class SpaceCheck:
             return _plan.empty_qcow2_bytes(step.capacity, step.cluster_size), step.capacity
         if isinstance(step, _plan.CopyImage) and step.method == "reflink":
             return 0, step.capacity  # the data is there already
+        if isinstance(step, _plan.CopyImage) and step.method == "backup" and step.format == "raw":
+            return step.source.capacity, step.capacity  # the job writes it whole; zeros are given back at the end
         measured = self._measure(step)
         now = measured.fully_allocated if step.preallocation in ("falloc", "full") else measured.required
         return now, max(now, step.capacity)

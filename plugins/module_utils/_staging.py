@@ -211,19 +211,25 @@ def sweep(directory: str) -> list[str]:
     return removed
 
 
+def is_abandoned(path: str) -> bool:
+    """Whether a path is one of our hidden files that no run holds any more, or is gone already."""
+    if not os.path.basename(path).startswith(_PARTIAL):
+        return False
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    try:
+        return _claim(fd)
+    finally:
+        os.close(fd)
+
+
 def orphans(directory: str) -> list[str]:
     """Hidden paths that killed runs left behind; nothing is removed."""
-    found = []
-    for name in _leftovers(directory):
-        path = os.path.join(directory, name)
-        with contextlib.suppress(OSError):
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                if _claim(fd):
-                    found.append(path)
-            finally:
-                os.close(fd)
-    return found
+    return [path for name in _leftovers(directory) if is_abandoned(path := os.path.join(directory, name))]
 
 
 def _leftovers(directory: str) -> list[str]:

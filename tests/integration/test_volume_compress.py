@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -102,6 +103,11 @@ def dirty(path, size=8 * MIB, options="", seed="seed"):
     return path
 
 
+def about(size):
+    """The file system's own notes on a file's holes take blocks too."""
+    return pytest.approx(size, rel=0.01)
+
+
 def sound(path):
     return subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", path], check=False).returncode == 0
 
@@ -109,8 +115,8 @@ def sound(path):
 # -- zeros -----------------------------------------------------------------------------------------
 
 
-LAYOUTS = ["", "cluster_size=4k", "cluster_size=512", "cluster_size=2M", "compat=0.10", "lazy_refcounts=on",
-           "extended_l2=on,cluster_size=128k", "refcount_bits=64", "preallocation=metadata", "preallocation=full"]
+LAYOUTS = ["", "cluster_size=4k", "cluster_size=512", "cluster_size=2M", "compat=0.10", "lazy_refcounts=on,refcount_bits=64",
+           "extended_l2=on,cluster_size=128k", "preallocation=metadata", "preallocation=full"]
 
 
 @pytest.mark.parametrize("options", LAYOUTS)
@@ -119,7 +125,8 @@ def test_zeros_are_given_back(saved, pool, options):
     before, inode = digest(path), path.stat().st_ino
     facts = image_info(path)
     # With clusters smaller than blocks, those that share a block with a table stay.
-    assert (3.5 if "512" in options else 4) * MIB <= saved(name="a") <= 4 * MIB
+    reclaimed = saved(name="a")
+    assert reclaimed == about(4 * MIB) or ("512" in options and reclaimed > 3.5 * MIB)
     assert (digest(path), path.stat().st_ino) == (before, inode) and sound(path)
     after = image_info(path)
     assert {**after, "actual-size": 0} == {**facts, "actual-size": 0}
@@ -136,7 +143,7 @@ def test_every_other_cluster(saved, pool):
     commands = [f"write -q -P {n % 2 * 7} {n * 64}k 64k" for n in range(128)]
     sh("qemu-io", "-f", "qcow2", *(part for c in commands for part in ("-c", c)), path)
     before = digest(path)
-    assert saved(name="a") == pytest.approx(4 * MIB, rel=0.01)  # the file system's own notes grow a little
+    assert saved(name="a") == about(4 * MIB)
     assert digest(path) == before and sound(path)
 
 
@@ -145,7 +152,7 @@ def test_clusters_zeroed_without_giving_them_back(saved, pool):
     sh("qemu-io", "-f", "qcow2", "-c", "write -q -P 9 0 8M", "-c", "write -q -z 0 6M", path)
     assert used(path) > 8 * MIB
     before = digest(path)
-    assert saved(name="a") == pytest.approx(6 * MIB, rel=0.01)
+    assert saved(name="a") == about(6 * MIB)
     assert digest(path) == before and sound(path)
     write(path, 3, 100 * KIB, 10)  # into one that was given back
     assert content(path)[64 * KIB : 128 * KIB] == bytes(36 * KIB) + b"\3" * 10 + bytes(28 * KIB - 10)
@@ -167,7 +174,8 @@ def test_in_snapshots_too_and_only_zeros(saved, pool):
         return digest(path), one, two
 
     before = views()
-    assert saved(name="a") == 6 * MIB  # 4 of the first snapshot, 2 written over with zeros
+    # 4 MiB of the first snapshot, 2 written over with zeros
+    assert saved(name="a") == about(6 * MIB)
     assert views() == before and sound(path)
     sh("qemu-img", "snapshot", "-a", "one", path)
     assert content(path)[: 4 * MIB] == noise(4 * MIB)
@@ -179,7 +187,7 @@ def test_overlay_keeps_its_zeros(saved, pool):
     write(path, 0, 0, 4 * MIB)
     before = digest(path)
     assert content(path)[: 4 * MIB] == bytes(4 * MIB)
-    assert saved(name="a") == 4 * MIB
+    assert saved(name="a") == about(4 * MIB)
     assert digest(path) == before and image_info(path)["backing-filename"] == str(pool / "base")
 
 
@@ -189,7 +197,7 @@ def test_base_of_stopped_overlays(saved, compress, pool, domain):
     write(path, 5, MIB, MIB)
     domain(disk(path), running=False)
     before = digest(path)
-    assert saved(name="base") == 4 * MIB
+    assert saved(name="base") == about(4 * MIB)
     assert digest(path) == before
     result = compress(name="base", method="trim")
     assert result["failed"] and result["reason"] == "volume_has_dependents" and result["dependents"], result
@@ -201,7 +209,7 @@ def test_compressed_clusters_stay(saved, pool):
     (pool / "x").unlink()
     write(pool / "a", 0, 6 * MIB, 2 * MIB)
     before = digest(pool / "a")
-    assert saved(name="a") == 2 * MIB
+    assert saved(name="a") == about(2 * MIB)
     assert digest(pool / "a") == before and sound(pool / "a")
 
 
@@ -209,7 +217,7 @@ def test_owner_mode_labels_and_attributes_stay(saved, pool):
     path = dirty(pool / "a")
     set_rights(path)
     before = rights(path)
-    assert saved(name="a") == 4 * MIB
+    assert saved(name="a") == about(4 * MIB)
     assert rights(path) == before
 
 
@@ -241,14 +249,14 @@ def test_full_pool(hypervisor, small):
     assert os.statvfs(small.path).f_bavail * 1024 < 4 * KIB
     before = digest(path)
     result = run_module("volume_compress", {"uri": hypervisor.uri, "pool": "small", "name": "a", "method": "zeros"})
-    assert result["changed"] and result["reclaimed"] == 8 * MIB, result
+    assert result["changed"] and result["reclaimed"] == about(8 * MIB), result
     assert digest(path) == before and os.statvfs(small.path).f_bavail * 1024 >= 8 * MIB
 
 
 def test_min_reclaim(saved, compress, pool):
     dirty(pool / "a")
     assert saved(name="a", min_reclaim="4.1M") == 0
-    assert saved(name="a", min_reclaim="4M") == 4 * MIB
+    assert saved(name="a", min_reclaim="4M") == about(4 * MIB)
     assert saved(name="a", min_reclaim=1) == 0
     for bad in ("0", "-1M", "much"):
         result = compress(name="a", min_reclaim=bad)
@@ -259,7 +267,7 @@ def test_several(compress, saved, pool):
     dirty(pool / "a")
     blank(pool / "b", 8 * MIB)
     dirty(pool / "c")
-    assert saved(name=["a", "b", "c"]) == 8 * MIB
+    assert saved(name=["a", "b", "c"]) == about(8 * MIB)
     result = compress(name=["a", "b"])
     assert [saving["name"] for saving in result["savings"]] == ["a", "b"] and len(result["volumes"]) == 2
 
@@ -278,7 +286,7 @@ def test_flat_memory(hypervisor, pool):
     subprocess.run(["qemu-io", "-f", "qcow2", path], input="\n".join(commands), text=True, check=True, stdout=subprocess.DEVNULL)
     process = start_module("volume_compress", {"uri": hypervisor.uri, "pool": pool.name, "name": "a", "method": "zeros"},
                            prefix=["/bin/bash", "-c", 'ulimit -d 204800; exec "$@"', "bash"])
-    assert finish_module(process)["reclaimed"] == pytest.approx(64 * MIB, rel=0.01)
+    assert finish_module(process)["reclaimed"] == about(64 * MIB)
 
 
 # -- whom it refuses -------------------------------------------------------------------------------
@@ -439,7 +447,7 @@ def test_nothing_to_compress(saved, pool):
     dirty(pool / "b")
     inodes = [(pool / name).stat().st_ino for name in "ab"]
     assert saved(name="a", compression="zstd") == 0
-    assert saved(name="b", compression="zstd") == 4 * MIB
+    assert saved(name="b", compression="zstd") == about(4 * MIB)
     assert [(pool / name).stat().st_ino for name in "ab"] == inodes
 
 
@@ -493,44 +501,92 @@ def test_reference_counts_of_one_bit(saved, pool):
 
 # -- trimmed ---------------------------------------------------------------------------------------
 
-TRIM_SCRIPT = """
-run
-part-init /dev/sda gpt
-part-add /dev/sda p 2048 133119
-part-add /dev/sda p 133120 395263
-part-add /dev/sda p 395264 1050623
-part-add /dev/sda p 1050624 1083391
-part-add /dev/sda p 1083392 1214463
-mkfs ext4 /dev/sda1
-mkfs btrfs /dev/sda2
-mkfs xfs /dev/sda3
-mkswap /dev/sda4 label:swap
-pvcreate /dev/sda5
-vgcreate vg /dev/sda5
-lvcreate lv vg 48
-mkfs ext4 /dev/vg/lv
+#: Partitions of the test disk, by start and length in MiB, and where the logical volume on the last one lies.
+PARTITIONS = {"ext4": (1, 64), "btrfs": (65, 128), "xfs": (193, 320), "swap": (513, 16), "lvm": (529, 64)}
+LOGICAL = (530, 48)
+FILE_SYSTEMS = {"ext4": PARTITIONS["ext4"], "btrfs": PARTITIONS["btrfs"], "xfs": PARTITIONS["xfs"], "logical": LOGICAL}
+MKFS = {
+    "ext4": ["mke2fs", "-q", "-F", "-t", "ext4", "-E", "nodiscard"],
+    "btrfs": ["mkfs.btrfs", "-q", "-f", "-K"],
+    "xfs": ["mkfs.xfs", "-q", "-f", "-K"],
+    "swap": ["mkswap", "-q", "-L", "swap"],
+}
+# Written by hand, since lvcreate wants the kernel's device-mapper, which a container has not.
+VOLUME_GROUP = """
+contents = "Text Format Volume Group"
+version = 1
+vg {
+  id = "aaaaaa-aaaa-aaaa-aaaa-aaaa-aaaa-aaaaaa" seqno = 2 format = "lvm2" status = ["RESIZEABLE", "READ", "WRITE"]
+  extent_size = 8192 max_lv = 0 max_pv = 0
+  physical_volumes { pv0 {
+    id = "bbbbbb-bbbb-bbbb-bbbb-bbbb-bbbb-bbbbbb" status = ["ALLOCATABLE"] pe_start = 2048 pe_count = 15
+  } }
+  logical_volumes { lv {
+    id = "cccccc-cccc-cccc-cccc-cccc-cccc-cccccc" status = ["READ", "WRITE", "VISIBLE"] segment_count = 1
+    segment1 { start_extent = 0 extent_count = 12 type = "striped" stripe_count = 1 stripes = ["pv0", 0] }
+  } }
+}
 """
-TRIM_PARTS = {"/dev/sda1": 2048 * 512, "/dev/sda2": 133120 * 512, "/dev/sda3": 395264 * 512, "/dev/vg/lv": 1083392 * 512 + MIB}
 
 
 @pytest.fixture
-def guest_disk(pool, tmp_path):
+def workbench(place):
+    path = place / "workbench"
+    path.mkdir()
+    yield path
+    shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def loop(image, start, length):
+    """A part of an image, in MiB, as a block device."""
+    device = sh("losetup", "-f", "--show", "-o", str(start * MIB), "--sizelimit", str(length * MIB), image).strip()
+    try:
+        yield device
+    finally:
+        sh("losetup", "-d", device)
+
+
+@contextlib.contextmanager
+def mounted(device, on, options="rw"):
+    on.mkdir(exist_ok=True)
+    sh("mount", "-o", options, device, on)
+    try:
+        yield on
+    finally:
+        sh("umount", on)
+
+
+@pytest.fixture
+def guest_disk(pool, workbench):
     """ext4, btrfs, xfs, swap, and ext4 on LVM; on each file system a file that stays and one that was deleted."""
-    path = blank(pool / "a", 600 * MIB)
-    (tmp_path / "keep").write_bytes(noise(3 * MIB, "keep"))
-    (tmp_path / "gone").write_bytes(noise(16 * MIB, "gone"))
-    script = TRIM_SCRIPT + "".join(
-        f"mkmountpoint /m{n}\nmount {device} /m{n}\nupload {tmp_path}/keep /m{n}/keep\nupload {tmp_path}/gone /m{n}/gone\n"
-        f"sync\nrm /m{n}/gone\numount /m{n}\n"
-        for n, device in enumerate(TRIM_PARTS)
-    )
-    (tmp_path / "script").write_text(script)
-    sh("env", "LIBGUESTFS_BACKEND=direct", "LIBGUESTFS_BACKEND_SETTINGS=force_tcg",
-       "guestfish", "--format=qcow2", "-a", path, "-f", tmp_path / "script", timeout=300)
-    return path
+    raw, group = workbench / "raw", workbench / "vg"
+    raw.touch()
+    os.truncate(raw, 600 * MIB)
+    table = "label: gpt\n" + "".join(f"start={s}MiB, size={length}MiB\n" for s, length in PARTITIONS.values())
+    subprocess.run(["sfdisk", "-q", raw], input=table, text=True, check=True)
+    with loop(raw, *PARTITIONS["swap"]) as device:
+        sh(*MKFS["swap"], device)
+    with loop(raw, *PARTITIONS["lvm"]) as device:
+        group.write_text(VOLUME_GROUP)
+        only = f'devices {{ global_filter=["a|{device}|","r|.*|"] }}'
+        uuid = "bbbbbb-bbbb-bbbb-bbbb-bbbb-bbbb-bbbbbb"
+        sh("pvcreate", "-q", "--config", only, "--uuid", uuid, "--restorefile", group, device)
+        sh("vgcfgrestore", "-q", "--force", "--config", only, "-f", group, "vg")
+    for kind, (start, length) in FILE_SYSTEMS.items():
+        with loop(raw, start, length) as device:
+            sh(*MKFS.get(kind, MKFS["ext4"]), device)
+            with mounted(device, workbench / "mount") as mount:
+                (mount / "keep").write_bytes(noise(3 * MIB, "keep"))
+                (mount / "gone").write_bytes(noise(16 * MIB, "gone"))
+                sh("sync", "-f", mount)
+                (mount / "gone").unlink()
+    sh("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, pool / "a")
+    raw.unlink()
+    return pool / "a"
 
 
-def test_trimmed(compress, guest_disk, tmp_path):
+def test_trimmed(compress, guest_disk, workbench):
     """Four deleted files of 16 MiB come back; files, swap and rights stay."""
     set_rights(guest_disk)
     attributes, inode = rights(guest_disk), guest_disk.stat().st_ino
@@ -542,24 +598,24 @@ def test_trimmed(compress, guest_disk, tmp_path):
     assert (rights(guest_disk), guest_disk.stat().st_ino) == (attributes, inode) and sound(guest_disk)
     again = compress(name="a", method="auto", check=True)
     assert not again["changed"] and again["reclaimed"] == 0, again
-    raw, mount = tmp_path / "raw", tmp_path / "mount"
-    sh("qemu-img", "convert", "-O", "raw", guest_disk, raw)
-    mount.mkdir()
-    for offset in TRIM_PARTS.values():
-        sh("mount", "-o", f"ro,loop,offset={offset}", raw, mount)
-        try:
-            assert os.listdir(mount)[:3].count("keep") == 1 and (mount / "keep").read_bytes() == noise(3 * MIB, "keep")
-        finally:
-            sh("umount", mount)
-    assert 'LABEL="swap"' in sh("blkid", "-p", "-O", str(1050624 * 512), "-S", str(32768 * 512), raw)
+    raw = workbench / "raw"
+    sh("qemu-img", "convert", "-f", "qcow2", "-O", "raw", guest_disk, raw)
+    for start, length in FILE_SYSTEMS.values():
+        with loop(raw, start, length) as device, mounted(device, workbench / "mount", "ro") as mount:
+            assert not (mount / "gone").exists()
+            assert (mount / "keep").read_bytes() == noise(3 * MIB, "keep")
+    with loop(raw, *PARTITIONS["swap"]) as device:
+        assert 'LABEL="swap"' in sh("blkid", "-p", device)
+    with loop(raw, *PARTITIONS["lvm"]) as device:
+        assert "LVM2_member" in sh("blkid", "-p", device)
 
 
 @pytest.fixture
-def in_place_of_virt_sparsify(tmp_path):
+def in_place_of_virt_sparsify(workbench):
     """A prefix that runs a module where virt-sparsify is something else; an empty text takes it away."""
 
     def put(text):
-        substitute = tmp_path / "substitute"
+        substitute = workbench / "substitute"
         substitute.write_text(text)
         substitute.chmod(0o755 if text else 0o644)
         tool = sh("which", "virt-sparsify").strip()
@@ -594,7 +650,7 @@ def test_without_a_working_virt_sparsify(with_virt_sparsify, pool, tool, reason,
         assert "guestfs-tools" in result["msg"]
     for check in (True, False):
         result = with_virt_sparsify(tool, method="auto", check=check)
-        assert result["changed"] and result["reclaimed"] == 4 * MIB and note in result["actions"][0], result
+        assert result["changed"] and result["reclaimed"] == about(4 * MIB) and note in result["actions"][0], result
         assert result["savings"][0]["method"] == "zeros"
     assert not with_virt_sparsify(tool, method="auto")["changed"]
     assert digest(path) == before
@@ -619,4 +675,4 @@ def test_what_lies_below_is_not_trimmed(refuses, compress, pool, domain):
     overlay(pool / "b", pool / "a")
     assert refuses("volume_has_dependents", method="trim")["dependents"]
     result = compress(name="a", method="auto")
-    assert result["reclaimed"] == 4 * MIB and "backing file" in result["actions"][0]
+    assert result["reclaimed"] == about(4 * MIB) and "backing file" in result["actions"][0]

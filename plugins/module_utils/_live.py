@@ -172,6 +172,8 @@ def _busy(live: Attachment) -> Locked:
 _FROZEN, _THAWED, _LATE, _DONE = b"F", b"T", b"L", b"D"
 #: How long the guardian tries to undo what is left, in seconds.
 _GUARD_TIMEOUT = 600.0
+#: How long a killed run's request for the job may still be on its way to QEMU, in seconds.
+_REQUEST_TIMEOUT = 3.0
 
 
 class _Guardian:
@@ -223,11 +225,13 @@ def _stand_guard(reader: int, uri: str, domain_uuid: str, path: str) -> None:
                 break
             state = told
             thaw = thaw or state == _LATE
-        deadline = time.monotonic() + _GUARD_TIMEOUT
+        vanished = time.monotonic()
+        deadline = vanished + _GUARD_TIMEOUT
         left = state != _DONE
         thaw = thaw or state == _FROZEN
         while (left or thaw) and time.monotonic() < deadline:
-            left = left and not _drop_from_outside(uri, domain_uuid, path)
+            settled = time.monotonic() > vanished + _REQUEST_TIMEOUT
+            left = left and not _drop_from_outside(uri, domain_uuid, path, settled=settled)
             thaw = thaw and not _thaw_from_outside(uri, domain_uuid)
             if left or thaw:
                 time.sleep(1.0)
@@ -250,13 +254,18 @@ def _thaw_from_outside(uri: str, domain_uuid: str) -> bool:
     return False
 
 
-def _drop_from_outside(uri: str, domain_uuid: str, path: str) -> bool:
-    """Whether the job that writes to ``path`` is ended, so that the file could be removed."""
+def _drop_from_outside(uri: str, domain_uuid: str, path: str, *, settled: bool) -> bool:
+    """Whether the job that writes to ``path`` is ended, so that the file could be removed.
+
+    Not before a request that was on its way has come to something: libvirt 9 dies when a job's target is missing.
+    """
     with contextlib.suppress(StorageError), _libvirt.connect(uri) as connection:
         document = connection.backup_job(domain_uuid)
         if document is not None and path in _xml.backup_targets(document):
             connection.abort_job(domain_uuid)
             return False  # look again whether it is gone
+        if document is None and (not settled or connection.has_job(domain_uuid)):
+            return False
         with contextlib.suppress(OSError):
             os.unlink(path)
         return True

@@ -99,9 +99,9 @@ class CloneTask(NamedVolumes):
         )
         if method == "reflink" and not (pool.path and can_share_extents(image.path, pool.path)):
             method = "convert"
-        return _plan.plan_clone(name=name, pool=pool, source=source, wish=self._wish, method=method, live=live, snapshots=len(
-            image.header.snapshots
-        ))
+        return _plan.plan_clone(
+            name=name, pool=pool, source=source, wish=self._wish, method=method, live=live, stays=_what_stays(image)
+        )
 
     def _running_disk(self, host: Host, image: Image) -> Attachment | None:
         """The running disk to copy from, ``None`` when the source stands still; raises VolumeInUse, UnsafeImage, ..."""
@@ -155,6 +155,13 @@ def _source_of(host: Host, image: Image, *, shared: bool = False) -> Source:
         cluster_size=header.cluster_size,
         features=tuple(features),
     )
+
+
+def _what_stays(image: Image) -> list[str]:
+    """What of an image is not copied."""
+    count = len(image.header.snapshots)
+    stays = [f"{count} internal snapshots"] if count else []
+    return [*stays, "persistent bitmaps"] if image.header.bitmaps else stays
 
 
 def _whole_file_would_do(image: Image) -> bool:

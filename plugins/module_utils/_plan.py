@@ -490,6 +490,12 @@ def plan_grow(*, volume: Volume, pool: Pool, size: int, preallocation: str | Non
             f"Volume {volume.name!r} is encrypted by QEMU, and only its own domain has the key: start the domain and grow the "
             "volume while it runs."
         )
+    if online and volume.format == "qcow2" and preallocation not in (None, "off"):
+        raise Unsupported(
+            f"Volume {volume.name!r} is in use by {_domains_of(online)}, and QEMU can't reserve space in a qcow2 image that grows "
+            "online. Leave preallocation out, or stop the domain.",
+            attachments=[use.to_result() for use in online],
+        )
     step = Grow(
         pool=pool,
         name=volume.name,
@@ -602,9 +608,9 @@ def choose_method(*, source: Source, pool: Pool, wish: CloneWish, live: bool, wh
 
 
 def plan_clone(
-    *, name: str, pool: Pool, source: Source, wish: CloneWish, method: str, live: Attachment | None, snapshots: int
+    *, name: str, pool: Pool, source: Source, wish: CloneWish, method: str, live: Attachment | None, stays: Sequence[str]
 ) -> VolumePlan:
-    """How to make a clone that isn't there; ``snapshots`` counts the internal ones, which stay behind."""
+    """How to make a clone that isn't there; ``stays`` names what of the source is not copied."""
     image_format = wish.format or (source.format if pool.stores_files else "raw")
     as_wish = Wish(
         size=wish.size, format=image_format, preallocation=wish.preallocation or "off", cluster_size=wish.cluster_size
@@ -636,9 +642,7 @@ def plan_clone(
         live=live,
     )
     made = _predict(step)
-    warnings: tuple[str, ...] = ()
-    if snapshots:
-        warnings = (f"The {snapshots} internal snapshots of {source.label} are not copied.",)
+    warnings = tuple(f"The {what} of {source.label} are not copied." for what in stays)
     return VolumePlan(name, (step,), dict(ABSENT_DIFF), made.to_diff(), made, warnings=warnings)
 
 

@@ -131,7 +131,7 @@ def test_copy_is_one_moment(hypervisor, guest, busy):
     before = guest.last("sector")
     process = start_module(
         "volume_clone", {"uri": hypervisor.uri, "source": "sectors", "source_pool": "busy", "pool": "busy", "name": "copy"})
-    hold_job_of(process, guest.virt, speed=MIB)
+    assert hold_job_of(process, guest.virt, speed=MIB)
     guest.wait_for_more("sector", 30)
     set_speed(guest.virt, 0)
     result = finish_module(process)
@@ -183,3 +183,16 @@ def test_killed_between_freeze_and_thaw(hypervisor, guest, busy, frozen):
     assert subprocess.run(["e2fsck", "-fn", busy / name], capture_output=True, check=False).returncode == 0
     assert not list(busy.path.glob(".hypervisor.storage-*"))
     guest.wait_for_more("file", 2)
+
+
+def test_agent_that_is_too_slow(hypervisor, guest, busy):
+    """It is not waited for; and when it freezes at last, long after the copy began, the guest does not stay so."""
+    params = {"uri": hypervisor.uri, "source": "files", "source_pool": "busy", "pool": "busy", "name": "slow"}
+    (busy / "pause").write_bytes(b"14".ljust(512, b"\0"))
+    called = hooks(guest)
+    result = run_module("volume_clone", params)
+    (busy / "pause").write_bytes(b"0.5".ljust(512, b"\0"))
+    assert result.get("changed") and result["consistency"] == "crash", result
+    wait_until(lambda: hooks(guest)[len(called):] == ["freeze", "thaw"], 30)
+    wait_until(lambda: status(guest) == "thawed", 15)
+    guest.wait_for_more("file", 5)

@@ -365,3 +365,8 @@ def test_four_at_once(hypervisor, pool):
         assert not result.get("failed") or result["reason"] == "locked", result
     assert sum(bool(result.get("changed")) for result in results) == 1
     assert digest(pool / "b") == digest(pool / "a")
+
+
+def test_bitmaps_stay_behind(cloned, pool):
+    sh("qemu-img", "bitmap", "--add", make(pool / "a"), "m")
+    assert any("bitmap" in warning for warning in cloned()["warnings"])

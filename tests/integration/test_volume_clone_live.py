@@ -14,7 +14,7 @@ import time
 
 import libvirt
 import pytest
-from support.hypervisors import disk, guest_writes, snapshot_outside
+from support.hypervisors import disk, domain_xml, guest_writes, snapshot_outside
 from support.images import (
     GIB,
     MIB,
@@ -37,7 +37,7 @@ from support.images import (
     info as image_info,
 )
 from support.jobs import has_no_job, hold_job_of, set_speed
-from support.runs import finish_module, start_module
+from support.runs import finish_module, run_module, start_module
 
 ALL_DATA = sha(noise(2 * MIB) + bytes(2 * MIB))  # of an image of 4 MiB
 
@@ -77,14 +77,19 @@ def begun(hypervisor, pool):
     """A clone in the middle of its backup job, which has come to a halt."""
 
     def run(running, uri=hypervisor.uri, **params):
-        process = start_module("volume_clone", {"uri": uri, "pool": pool.name, "source": "a", "name": "b", **params})
-        hold_job_of(process, running)
-        return process
+        for _attempt in range(8):  # on a busy machine the job may be over before it is met
+            process = start_module("volume_clone", {"uri": uri, "pool": pool.name, "source": "a", "name": "b", **params})
+            if hold_job_of(process, running):
+                return process
+            made = finish_module(process)
+            assert made.get("changed"), made
+            os.unlink(made["volume"]["path"])
+        raise AssertionError("the job was never met in its middle")
 
     return run
 
 
-def large(path, fmt="qcow2", size=256 * MIB):
+def large(path, fmt="qcow2", size=512 * MIB):
     """An image full of data: copying it takes long enough to be met in the middle."""
     blank(path, size, fmt)
     write(path, 0x77, length=size, fmt=fmt)
@@ -164,7 +169,9 @@ def test_options(cloned_live, pool, domain):
     assert used(pool / "b") >= 4 * MIB and digest(pool / "b") == ALL_DATA
 
 
-@pytest.mark.parametrize(("source", "wanted"), [("qcow2", "qcow2"), ("raw", "qcow2")])
+@pytest.mark.parametrize(("source", "wanted"), [
+    ("qcow2", "qcow2"), ("raw", "qcow2"), ("raw", "raw"), ("qcow2", "raw"),
+])
 def test_sparse_stays_sparse(cloned_live, pool, domain, source, wanted):
     blank(pool / "a", 2 * GIB, source)
     write(pool / "a", 0x33, GIB, fmt=source)
@@ -409,5 +416,37 @@ def test_space_runs_out_in_the_middle(begun, pool, small, domain):
         os.posix_fallocate(hog.fileno(), 0, (facts.f_bavail - 1024) * facts.f_frsize)
     set_speed(running, 0)
     result = finish_module(process)
-    assert result.get("failed"), result
+    assert result.get("failed") and result["reason"] == "insufficient_space", result
     assert os.listdir(small.path) == ["hog"] and has_no_job(running)
+
+
+def test_waits_for_a_block_job(clone, pool, domain):
+    make(pool / "a", "raw", 64 * MIB)
+    running = domain(disk(pool / "a", "raw"))
+    running.blockCopy(
+        "vda", f"<disk type='file'><source file='{pool.path.parent}/mirror'/><driver type='raw'/></disk>",
+        {"bandwidth": 1}, libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB)
+    ends = threading.Timer(2, running.blockJobAbort, ("vda",))
+    ends.start()
+    result = clone()
+    ends.join()
+    assert result.get("changed"), result["msg"]
+    assert digest(pool / "b", "raw") == digest(pool / "a", "raw")
+
+
+def test_libvirt_is_restarted_in_the_middle(own_hypervisor, make_pool, begun):
+    there = make_pool("own", on=own_hypervisor)
+    large(there / "a")
+    running = own_hypervisor.conn.createXML(domain_xml("vm", disk(there / "a")))
+    params = {"uri": own_hypervisor.uri, "pool": there.name}
+    process = begun(running, **params)
+    own_hypervisor.restart()
+    running = own_hypervisor.conn.lookupByName("vm")
+    result = finish_module(process)
+    assert result.get("failed") and result["reason"] in ("connection_failed", "libvirt_error"), result
+    assert not (there / "b").exists()
+    again = run_module("volume_clone", {**params, "source": "a", "name": "b"})
+    assert again.get("changed"), again
+    assert digest(there / "b") == digest(there / "a")
+    assert sorted(os.listdir(there.path)) == ["a", "b"]
+    running.destroy()

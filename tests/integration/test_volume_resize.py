@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support.hypervisors import disk, guest_writes, snapshot_outside
 from support.images import (
+    encrypted,
     KIB,
     MIB,
     blank,
@@ -474,3 +475,15 @@ def test_four_at_once(hypervisor, pool):
     assert sum(bool(result.get("changed")) for result in results) == 1
     assert (pool / "a").stat().st_size == 64 * MIB
     assert digest(pool / "a", "raw", 4 * MIB) == ALL_DATA
+
+
+def test_encrypted(kept, pool):
+    """Its key is its domain's."""
+    encrypted(pool / "a")
+    assert "encrypted" in kept("unsupported", name="a", size="6M")["msg"]
+
+
+@pytest.mark.parametrize("how", ["falloc", "full"])
+def test_qcow2_cannot_reserve_online(kept, pool, domain, how):
+    domain(disk(make(pool / "a")))
+    kept("unsupported", name="a", size="20M", preallocation=how)

@@ -33,7 +33,9 @@ def set_speed(domain: libvirt.virDomain, speed: int) -> bool:
     return any(monitor(domain, "block-job-set-speed", device=job["device"], speed=speed) == {} for job in jobs(domain))
 
 
-def hold_job_of(process: subprocess.Popen[str], domain: libvirt.virDomain, speed: int = 1) -> None:
-    """Slow the job down as soon as the module has started it."""
+def hold_job_of(process: subprocess.Popen[str], domain: libvirt.virDomain, speed: int = 1) -> bool:
+    """Slow the job down as soon as the module has started it; false when the module was done before."""
     while not set_speed(domain, speed):
-        assert process.poll() is None, f"it ended too soon: {process.communicate()}"
+        if process.poll() is not None:
+            return False
+    return True

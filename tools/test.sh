@@ -199,6 +199,7 @@ test_docs() {
     step "README names what exists" check_readme
     step "antsibull-docs lint" antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs self .
     step "antsibull-changelog lint" antsibull-changelog lint
+    step "docs site" "$venv/bin/python" tools/docsite.py "$work/docsite"
 }
 
 # The README's table names the modules that are there, and no others.

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -193,22 +194,21 @@ class CompressTask(NamedVolumes):
 
     def _try_trim(self, image: Image) -> mmap.mmap:
         """Trim an overlay that is thrown away, and read from it which guest clusters a trim gives back."""
-        with tempfile.TemporaryDirectory(prefix="hypervisor.storage-") as directory:
-            scratch = os.path.join(directory, "scratch.qcow2")
+        where = _where(image)
+        directory = _scratch_directory()
+        _staging.sweep(directory)
+        # By name, since libguestfs looks where a path really leads.
+        with _staging.stage(directory, named=True) as staged:
             self._qemu_img.create(
-                path=scratch,
+                path=staged.path,
                 image_format="qcow2",
                 capacity=image.capacity,
                 options={"compat": "1.1", "cluster_size": str(image.header.cluster_size)},
                 backing=(image.path, "qcow2"),
             )
-            self._libguestfs.sparsify(scratch, what=f"find out what a trim of the {_where(image)} brings")
+            self._libguestfs.sparsify(staged.path, what=f"find out what a trim of the {where} brings")
             with _staging.explained("read what a trim brings"):
-                fd = os.open(scratch, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    return _clusters.read_zeroed(fd, read_header(fd), where=_where(image))
-                finally:
-                    os.close(fd)
+                return _clusters.read_zeroed(staged.fd, read_header(staged.fd), where=where)
 
     def _room_for_rewrite(self, image: Image, held: _Held) -> int:
         """Bytes that the rewritten file can come to take."""
@@ -342,6 +342,17 @@ def _hold(image: Image) -> Iterator[_Held]:
         yield held
     finally:
         held.release()
+
+
+def _scratch_directory() -> str:
+    """A directory for temporary files that nobody else can put anything into."""
+    path = os.path.join(tempfile.gettempdir(), f"hypervisor.storage-{os.geteuid()}")
+    with _staging.explained(f"use {path!r}"):
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise ToolFailed(f"{path!r} is open to other users, so no work can be done there. Remove it and run again.")
+    return path
 
 
 def _brief(why_not: StorageError) -> str:

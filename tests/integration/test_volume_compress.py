@@ -548,7 +548,7 @@ def loop(image, start, length):
 
 
 @contextlib.contextmanager
-def mounted(device, on, options="rw"):
+def mounted(device, on, options):
     on.mkdir(exist_ok=True)
     sh("mount", "-o", options, device, on)
     try:
@@ -576,7 +576,7 @@ def guest_disk(pool, workbench):
     for kind, (start, length) in FILE_SYSTEMS.items():
         with loop(raw, start, length) as device:
             sh(*MKFS.get(kind, MKFS["ext4"]), device)
-            with mounted(device, workbench / "mount") as mount:
+            with mounted(device, workbench / "mount", "nodiscard") as mount:
                 (mount / "keep").write_bytes(noise(3 * MIB, "keep"))
                 (mount / "gone").write_bytes(noise(16 * MIB, "gone"))
                 sh("sync", "-f", mount)

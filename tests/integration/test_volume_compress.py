@@ -48,7 +48,7 @@ def compress(hypervisor, pool):
 
     def run(check=False, diff=False, **params):
         wish = {"uri": hypervisor.uri, "pool": pool.name, "method": "zeros", **params}
-        return run_module("volume_compress", wish, check=check, diff=diff, timeout=120)
+        return run_module("volume_compress", wish, check=check, diff=diff, timeout=300)
 
     return run
 

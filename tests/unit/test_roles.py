@@ -1,0 +1,99 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What all roles have in common, read off their files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPO = Path(__file__).resolve().parents[2]
+ROLES = sorted(path.name for path in (REPO / "roles").iterdir())
+
+#: A role's work is done by modules that know what they change and can foretell it.
+SHELLS = {"shell", "command", "raw", "script", "expect"}
+#: Words of a task that are neither its module nor a list of further tasks.
+KEYWORDS = set(
+    "name vars when register loop loop_control block rescue always become become_user changed_when failed_when check_mode "
+    "delegate_to delegate_facts run_once retries delay until no_log environment tags notify diff any_errors_fatal throttle "
+    "ignore_errors ignore_unreachable".split()
+)
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def options(role: str) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = load(REPO / "roles" / role / "meta" / "argument_specs.yml")["argument_specs"]["main"]["options"]
+    return found
+
+
+def tasks(entries: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for entry in entries:
+        yield entry
+        for part in ("block", "rescue", "always"):
+            yield from tasks(entry.get(part, []))
+
+
+def tasks_of(role: str) -> Iterator[dict[str, Any]]:
+    for path in sorted((REPO / "roles" / role / "tasks").glob("*.yml")):
+        yield from tasks(load(path))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_defaults_are_those_that_the_specs_tell(role: str) -> None:
+    told = {name: option["default"] for name, option in options(role).items() if "default" in option}
+    assert load(REPO / "roles" / role / "defaults" / "main.yml") == told
+    for name, option in options(role).items():
+        assert option.get("required", False) != ("default" in option), f"{name} is either required or has a default"
+        assert option.get("default") in option.get("choices", [option.get("default")]) or option.get("required"), name
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_variables_are_described_and_bear_the_roles_name(role: str) -> None:
+    readme = (REPO / "roles" / role / "README.md").read_text(encoding="utf-8")
+    for name, option in options(role).items():
+        assert name.startswith(f"{role}_")
+        assert option["description"] and option["type"], name
+        assert option["type"] != "list" or option["elements"], name
+        assert f"`{name}`" in readme, f"README.md doesn't tell of {name}"
+    assert f"`{role}_result`" in readme
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_variables_that_are_set_bear_the_roles_name(role: str) -> None:
+    for task in tasks_of(role):
+        for name in [task.get("register"), *task.get("ansible.builtin.set_fact", {})]:
+            assert name is None or name == "cacheable" or name.startswith((f"__{role}_", f"{role}_result")), task["name"]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_modules_by_full_name_and_no_shell(role: str) -> None:
+    for task in tasks_of(role):
+        modules = set(task) - KEYWORDS
+        assert len(modules) == (0 if "block" in task else 1), task
+        for module in modules:
+            assert module.count(".") == 2, f"{task['name']}: {module} is no full name"
+            assert module.rpartition(".")[2] not in SHELLS, f"{task['name']}: {module}"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_playbook_of_the_same_name(role: str) -> None:
+    path = REPO / "playbooks" / f"{role}.yml"
+    (play,) = load(path)
+    assert play["hosts"] == "{{ target | default('hypervisors') }}"
+    assert "become" not in play, "whoever starts it decides"
+    assert f"ansible-playbook hypervisor.storage.{role}" in path.read_text(encoding="utf-8"), "its head shows how to start it"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_scenario_of_the_same_name(role: str) -> None:
+    for name in ("molecule.yml", "converge.yml", "verify.yml"):
+        assert (REPO / "extensions" / "molecule" / role / name).is_file()

@@ -22,7 +22,7 @@ SHELLS = {"shell", "command", "raw", "script", "expect"}
 KEYWORDS = set(
     "name vars when register loop loop_control block rescue always become become_user changed_when failed_when check_mode "
     "delegate_to delegate_facts run_once retries delay until no_log environment tags notify diff any_errors_fatal throttle "
-    "ignore_errors ignore_unreachable".split()
+    "ignore_errors ignore_unreachable async poll".split()
 )
 
 

@@ -1,0 +1,152 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Space that runs out at any moment of any kind of work: a clear reason, the old state, and the space given back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+
+import pytest
+from conftest import at_work_in
+from support.faults import CONTENT, KINDS, make_masters, moments
+from support.hypervisors import Hypervisor, Pool, disk, domain_xml
+from support.images import MIB, sh, wait_until
+from support.runs import finish_module, run_module, start_module
+
+MOMENTS = int(os.environ.get("HYPERVISOR_STORAGE_MOMENTS", "2"))
+REASONS = ("insufficient_space", "tool_failed")
+TOO_LARGE = (*REASONS, "invalid_size")
+NEEDS_NO_SPACE = ("compress in place", "delete with wipe")
+
+
+@pytest.fixture(scope="module")
+def masters(place):
+    return make_masters(place / "masters")
+
+
+@pytest.fixture(scope="module")
+def mount(place):
+    """A file system that holds all volumes of a kind of work, and little more."""
+    image, mount = place / "full.img", place / "full"
+    with image.open("wb") as file:
+        file.truncate(176 * MIB)
+    mount.mkdir()
+    sh("mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-O", "^has_journal", image)
+    sh("mount", "-o", "loop", image, mount)
+    yield mount
+    sh("umount", mount)
+    image.unlink()
+
+
+@pytest.fixture(scope="module")
+def full(place, mount):
+    """A pool on it, of a hypervisor that sees it: what is mounted later, a hypervisor doesn't see."""
+    own = Hypervisor(place / "narrow")
+    yield Pool(own, "full", mount / "pool")
+    own.stop()
+
+
+def free(path):
+    os.sync()
+    facts = os.statvfs(path)
+    return facts.f_bfree * facts.f_frsize
+
+
+def steal(directory, leave):
+    """Take all space but a little, at once."""
+    facts = os.statvfs(directory)
+    length = max(facts.f_bavail * facts.f_frsize - leave, 4096)
+    with (directory.parent / "hog").open("wb") as hog, contextlib.suppress(OSError):  # the run may have been quicker
+        os.posix_fallocate(hog.fileno(), 0, length)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_space_is_stolen(full, masters, name):
+    kind = KINDS[name]
+    conn = full.hypervisor.conn
+    params = {"uri": full.hypervisor.uri, "pool": full.name, **kind.wish}
+    refused, seconds = 0, None
+    for number in range(MOMENTS + 1):
+        kind.lay_out(masters, full.path)
+        full.refresh()
+        running = None
+        if kind.runs:
+            running = conn.createXML(domain_xml(f"full{number}", disk(full / "a", kind.before["a"].format)))
+        try:
+            at_first = free(full.path)
+            began = time.monotonic()
+            process = start_module(kind.module, params)
+            if seconds is not None:  # the first run tells how long it takes
+                time.sleep(moments(MOMENTS, seconds, seconds / 3)[number - 1])
+                steal(full.path, 512 * 1024)
+            result = finish_module(process)
+            seconds = seconds or time.monotonic() - began
+            (full.path.parent / "hog").unlink(missing_ok=True)
+            if result.get("failed"):
+                refused += 1
+                assert result["reason"] in REASONS and not result.get("changed"), result
+                wait_until(lambda: at_work_in(full.path) == [])
+                assert sorted(os.listdir(full.path)) == sorted([*kind.before, "bystander"])
+                if name != "resize qcow2":  # new metadata of a qcow2 stays for the next try
+                    assert abs(free(full.path) - at_first) <= 128 * 1024, (free(full.path), at_first)
+                kind.assert_nothing_lost(full.path)
+                result = run_module(kind.module, params)
+            assert not result.get("failed"), result
+            kind.assert_done(full.path)
+        finally:
+            if running is not None:
+                running.destroy()
+    assert name not in NEEDS_NO_SPACE or refused == 0
+
+
+@pytest.mark.parametrize("limit", [64, 24 * 1024], ids="{} KiB".format)
+@pytest.mark.parametrize("name", ["create full", "create raw", "restore", "clone offline"])
+def test_files_may_not_become_so_large(hypervisor, pool, masters, name, limit):
+    """A limit of the process instead of the file system."""
+    kind = KINDS[name]
+    kind.lay_out(masters, pool.path)
+    params = {"uri": hypervisor.uri, "pool": pool.name, **kind.wish}
+    limited = ["/bin/bash", "-c", f'ulimit -f {limit}; exec "$@"', "bash"]
+    result = finish_module(start_module(kind.module, params, prefix=limited))
+    assert result.get("reason") in REASONS, result
+    assert sorted(os.listdir(pool.path)) == ["a", "bystander"]
+    kind.assert_nothing_lost(pool.path)
+
+
+@pytest.mark.parametrize("wish", [
+    {"format": "raw"}, {"format": "raw", "preallocation": "full"}, {"preallocation": "falloc"}, {"preallocation": "full"},
+], ids=str)
+def test_blank_files_may_not_become_so_large(hypervisor, pool, wish):
+    params = {"uri": hypervisor.uri, "pool": pool.name, "name": "a", "size": "32M", **wish}
+    limited = ["/bin/bash", "-c", 'ulimit -f 8192; exec "$@"', "bash"]
+    result = finish_module(start_module("volume", params, prefix=limited))
+    assert result.get("reason") in TOO_LARGE, result
+    assert os.listdir(pool.path) == []
+
+
+@pytest.mark.parametrize("name", ["resize raw", "resize qcow2"])
+def test_volumes_may_not_become_so_large(hypervisor, pool, masters, name):
+    kind = KINDS[name]
+    kind.lay_out(masters, pool.path)
+    params = {"uri": hypervisor.uri, "pool": pool.name, **kind.wish}
+    limited = ["/bin/bash", "-c", f'ulimit -f {(len(CONTENT) + 4 * MIB) // 1024}; exec "$@"', "bash"]
+    result = finish_module(start_module(kind.module, params, prefix=limited))
+    assert result.get("reason") in TOO_LARGE, result
+    kind.assert_nothing_lost(pool.path)
+    assert not run_module(kind.module, params).get("failed")
+    kind.assert_done(pool.path)
+
+
+def test_delete_frees_a_full_pool(full, masters):
+    kind = KINDS["delete with wipe"]
+    kind.lay_out(masters, full.path)
+    full.refresh()
+    steal(full.path, 0)
+    result = run_module("volume", {"uri": full.hypervisor.uri, "pool": full.name, **kind.wish})
+    (full.path.parent / "hog").unlink()
+    assert result.get("changed"), result
+    kind.assert_done(full.path)

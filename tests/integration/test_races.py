@@ -1,0 +1,220 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Eight at once: one of the allowed outcomes each time, never corruption, never an endless wait."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+
+import libvirt
+import pytest
+from conftest import at_work_in
+from support.faults import CONTENT, FULL, KINDS, make_masters, state_of
+from support.hypervisors import disk, domain_xml
+from support.images import MIB, blank, content, make, sh, sha, wait_until
+from support.images import info as image_info
+from support.runs import finish_module, run_module, start_module
+
+SIZE = len(CONTENT)
+#: Somebody else was quicker, and what was asked for is no longer possible.
+TOO_LATE = {"locked", "volume_in_use", "volume_not_found", "volume_mismatch", "volume_has_dependents", "shrink_refused"}
+
+
+@pytest.fixture(scope="module")
+def masters(place):
+    return make_masters(place / "masters")
+
+
+@pytest.fixture
+def at_once(hypervisor, pool):
+    """Start all of these (module, wish) together; their results in this order."""
+
+    def run(*works):
+        common = {"uri": hypervisor.uri, "pool": pool.name}
+        started = [start_module(module, {**common, **wish}) for module, wish in works]
+        results = [finish_module(process, 120) for process in started]
+        for result in results:
+            assert not result.get("failed") or result["reason"] in TOO_LATE or "No such file" in result["msg"], result
+        assert [name for name in os.listdir(pool.path) if name.startswith(".")] == []
+        return results
+
+    return run
+
+
+def test_same_copy(at_once, pool, masters):
+    KINDS["clone offline"].lay_out(masters, pool.path)
+    results = at_once(*[("volume_clone", {"source": "a", "name": "b"})] * 8)
+    assert sum(bool(result.get("changed")) for result in results) == 1
+    KINDS["clone offline"].assert_done(pool.path)
+
+
+OTHERS = {
+    "deleted": ("volume", {"name": "a", "state": "absent"}),
+    "wiped": ("volume", {"name": "a", "state": "absent", "wipe": True}),
+    "resized": ("volume_resize", {"name": "a", "size": SIZE + MIB}),
+    "compressed": ("volume_compress", {"name": "a", "method": "zeros"}),
+    "rewritten": ("volume_compress", {"name": "a", "method": "zeros", "compression": "zstd"}),
+}
+
+
+@pytest.mark.parametrize("how", OTHERS)
+def test_copies_of_what_is_being_changed(at_once, pool, masters, how):
+    KINDS["clone offline"].lay_out(masters, pool.path)
+    copies = [("volume_clone", {"source": "a", "name": f"b{number}"}) for number in range(3)]
+    copies += [("volume", {"template": "a", "name": f"c{number}", "clone_mode": "full"}) for number in range(2)]
+    overlays = [("volume", {"template": "a", "name": "d"})]
+    results = at_once(copies[0], OTHERS[how], *copies[1:], *overlays, OTHERS[how])
+    made = [name for name in os.listdir(pool.path) if name[0] in "bcd" and name != "bystander"]
+    assert len(made) == sum(bool(r.get("changed")) for r in (results[0], *results[2:7])), "what is said is there"
+    for name in made:
+        assert sha(content(pool / name)[:SIZE]) == sha(CONTENT), name
+    if (pool / "a").exists():
+        assert sha(content(pool / "a")[:SIZE]) == sha(CONTENT)
+    else:
+        assert "d" not in made, "its base is gone"
+
+
+def test_two_kinds_of_compression(at_once, pool, masters):
+    KINDS["compress rewrite"].lay_out(masters, pool.path)
+    work = [("volume_compress", {"name": "a", "method": "zeros", "compression": how}) for how in ("none", "zlib", "zstd", "none")]
+    results = at_once(*work * 2)
+    assert 1 <= sum(bool(result.get("changed")) for result in results) <= 4
+    assert state_of(pool / "a", FULL) == sha(CONTENT)
+
+
+def test_all_sorts(at_once, pool, masters):
+    """Deletes, creates, growth and compressions of one volume; whatever is left is sound."""
+    KINDS["clone offline"].lay_out(masters, pool.path)
+    create = ("volume", {"name": "a", "size": SIZE})
+    at_once(create, OTHERS["deleted"], OTHERS["resized"], OTHERS["compressed"], create, OTHERS["rewritten"], OTHERS["deleted"], create)
+    if (pool / "a").exists():
+        sh("qemu-img", "check", "-q", "-f", "qcow2", pool / "a")
+        assert image_info(pool / "a")["virtual-size"] in (SIZE, SIZE + MIB)
+        assert sha(content(pool / "a")[:SIZE]) in (sha(CONTENT), sha(bytes(SIZE)))
+    assert set(os.listdir(pool.path)) <= {"a", "bystander"}
+
+
+@pytest.mark.parametrize("name", ["resize raw", "resize qcow2", "compress in place", "compress rewrite", "delete with wipe"])
+def test_domain_that_starts_meanwhile(hypervisor, pool, masters, name):
+    """Either it can't start or the work is refused or over: never do both write."""
+    kind = KINDS[name]
+    fmt = kind.before["a"].format
+    for delay in (0.02,):
+        kind.lay_out(masters, pool.path)
+        process = start_module(kind.module, {"uri": hypervisor.uri, "pool": pool.name, **kind.wish})
+        wait_until(lambda: at_work_in(pool.path) or process.poll() is not None)  # noqa: B023
+        time.sleep(delay)
+        started = None
+        while started is None:
+            ended = process.poll() is not None
+            with contextlib.suppress(libvirt.libvirtError):  # refused by the lock
+                started = hypervisor.conn.createXML(domain_xml("late", disk(pool / "a", fmt)))
+            if ended:
+                break
+        result = finish_module(process)
+        assert not result.get("failed") or result["reason"] in ("volume_in_use", "locked"), result
+        kind.assert_nothing_lost(pool.path)
+        if started is not None:
+            assert (pool / "a").exists(), "deleted under a running domain"
+            seen = started.blockInfo("vda")[0]
+            assert seen == image_info(pool / "a", fmt)["virtual-size"], "its guest sees another size than there is"
+            started.destroy()
+        kind.assert_nothing_lost(pool.path)
+
+
+def test_pool_is_refreshed_all_the_time(hypervisor, at_once, pool):
+    """Refreshes, and jobs that make libvirt refuse one: waited for, and the pool stays active."""
+    make(pool / "base", "raw", 64 * MIB)
+    pool.refresh()
+    done = threading.Event()
+
+    def disturb():
+        other = libvirt.open(hypervisor.uri)
+        mine = other.storagePoolLookupByName(pool.name)
+        number = 0
+        while not done.is_set():
+            with contextlib.suppress(libvirt.libvirtError):
+                mine.refresh()
+            with contextlib.suppress(libvirt.libvirtError):
+                number += 1
+                mine.createXMLFrom(
+                    f"<volume><name>job{number}</name><capacity>0</capacity><target><format type='raw'/></target></volume>",
+                    mine.storageVolLookupByName("base")).delete()
+        other.close()
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        results = at_once(*[("volume", {"name": f"a{number}", "size": "1M"}) for number in range(6)])
+    finally:
+        done.set()
+        thread.join()
+    assert all(result.get("changed") for result in results), results
+    assert pool.virt.isActive()
+
+
+def test_pool_is_stopped_in_between(hypervisor, make_pool, masters):
+    """At any moment: done, or the reason is the pool; started again, all goes on."""
+    pool = make_pool()
+    kinds = ["create full", "clone offline", "resize qcow2", "compress rewrite", "delete with wipe"]
+    reasons = set()
+    for number in range(5):
+        kind = KINDS[kinds[number % len(kinds)]]
+        kind.lay_out(masters, pool.path)
+        params = {"uri": hypervisor.uri, "pool": pool.name, **kind.wish}
+        process = start_module(kind.module, params)
+        time.sleep(0.15 + 0.1 * number)
+        pool.virt.destroy()
+        result = finish_module(process)
+        assert not result.get("failed") or result["reason"] == "pool_inactive", result
+        reasons.add(result.get("reason"))
+        kind.assert_nothing_lost(pool.path)
+        if not pool.virt.isActive():
+            pool.virt.create()
+        assert not run_module(kind.module, params).get("failed")
+        kind.assert_done(pool.path)
+    assert "pool_inactive" in reasons, "the moments are wrong"
+
+
+def impatient(**limits):
+    """A prefix that runs a module as it is, but with less patience in ``_locks``."""
+    names = "; ".join(f"_locks.{name} = {value}" for name, value in limits.items())
+    code = ("import runpy, sys; from ansible_collections.hypervisor.storage.plugins.module_utils import _locks; "
+            f"{names}; sys.argv = sys.argv[-1:]; runpy.run_module(*sys.argv, run_name='__main__', alter_sys=True)")
+    return [sys.executable, "-c", code]
+
+
+def test_waiting_has_an_end_and_a_reason(hypervisor, pool):
+    """The one in front stands still; the one behind gives up in time and says whom it waited for."""
+    (pool / "a").write_bytes(bytes([7]) * (256 * MIB))
+    common = {"uri": hypervisor.uri, "pool": pool.name, "name": "a"}
+    front = start_module("volume", {**common, "state": "absent", "wipe": True})
+    wait_until(lambda: not (pool / "a").exists())
+    os.killpg(front.pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        behind = start_module("volume", {**common, "size": "1M"}, prefix=impatient(NAME_TIMEOUT=1))
+        result = finish_module(behind)
+        assert result.get("reason") == "locked" and "'a'" in result["msg"] and "1 s" in result["msg"], result
+        assert 1 <= time.monotonic() - began < 5
+        other = run_module("volume", {**common, "name": "b", "size": "1M"})
+        assert other.get("changed"), "other volumes of the pool are free"
+    finally:
+        os.killpg(front.pid, signal.SIGCONT)
+    assert finish_module(front)["changed"]
+
+
+def test_volumes_of_two_lists_in_opposite_order(at_once, pool):
+    """Whoever names the same volumes in another order doesn't wait for ever."""
+    names = [f"v{number}" for number in range(6)]
+    results = at_once(*[("volume", {"name": names[::step], "size": "1M"}) for step in (1, -1) * 4])
+    assert sum(len(result["actions"]) for result in results) == 6
+    for name in names:
+        sh("qemu-img", "compare", "-q", pool / name, blank(pool.path.parent / "blank", MIB))

@@ -219,6 +219,9 @@ build_and_install() {
     local module
     rm -rf "$work/build"
     ansible-galaxy collection build --output-path "$work/build"
+    # Beside what it depends on, which could not be fetched offline, and not beside the checkout.
+    mkdir -p "$work/build/installed/ansible_collections"
+    cp -a "$collections/ansible_collections/community" "$work/build/installed/ansible_collections/"
     export ANSIBLE_COLLECTIONS_PATH=$work/build/installed
     ansible-galaxy collection install --offline "$work"/build/*.tar.gz
     for module in plugins/modules/*.py; do

@@ -72,11 +72,9 @@ class VolumeTask(NamedVolumes):
                 continue
             same = image.backing is not None and image.backing.ident == source_ident
             facts = gather_facts(image) if wish.size is not None and wish.size > image.capacity else Facts()
-            plans.append(
-                _plan.plan_existing(
-                    volume=host.describe(image), wish=wish, pool=pool, same_backing=same, facts=facts
-                )
-            )
+            planned = _plan.plan_existing(volume=host.describe(image), wish=wish, pool=pool, same_backing=same, facts=facts)
+            _sources.assert_growable(host, image, planned)
+            plans.append(planned)
         if any(planned.steps for planned in plans) and pool.stores_files:
             host.assert_refreshable(pool)
         return Plan(tuple(plans), warnings=self._space.check(host, pool, plans, overcommit=wish.overcommit))

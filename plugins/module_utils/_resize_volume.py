@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from . import _plan
+from . import _plan, _sources
 from ._apply import Worker
 from ._inventory import Host
 from ._named_volumes import NamedVolumes, gather_facts, need_image
@@ -46,6 +46,7 @@ class ResizeTask(NamedVolumes):
                 preallocation=self._preallocation,
                 facts=gather_facts(image) if grows else Facts(),
             )
+            _sources.assert_growable(host, image, planned)
             plans.append(replace(planned, notes=(GUEST_HINT,)) if planned.steps else planned)
         if any(planned.steps for planned in plans) and pool.stores_files:
             host.assert_refreshable(pool)

@@ -22,7 +22,7 @@ from ._errors import (
 from ._image_header import SnapshotEntry
 from ._inventory import Host, Image
 from ._model import Pool
-from ._plan import Source
+from ._plan import Grow, Source, VolumePlan
 from ._xml import DiskDef, SnapshotDisk
 
 
@@ -116,6 +116,15 @@ def assert_readable(host: Host, image: Image, where: str) -> None:
                 "this host. Start the pool that it lies in, or flatten the image where it comes from.",
                 path=image.path,
             )
+
+
+def assert_growable(host: Host, image: Image, planned: VolumePlan) -> None:
+    """Refuse to let qemu-img open an unsafe image for writing: what its header names would be opened, a data file written to.
+
+    Raw files are grown without a look at what is in them, and what runs was opened by its domain. Raises as assert_readable().
+    """
+    if image.format == "qcow2" and any(isinstance(step, Grow) and not step.online for step in planned.steps):
+        assert_readable(host, image, f"volume {image.name!r} of pool {image.pool.name if image.pool else ''!r}")
 
 
 def _lies_in_a_pool(host: Host, image: Image) -> bool:

@@ -600,8 +600,8 @@ def test_trimmed(compress, guest_disk, workbench):
     assert not again["changed"] and again["reclaimed"] == 0, again
     raw = workbench / "raw"
     sh("qemu-img", "convert", "-f", "qcow2", "-O", "raw", guest_disk, raw)
-    for start, length in FILE_SYSTEMS.values():
-        with loop(raw, start, length) as device, mounted(device, workbench / "mount", "ro") as mount:
+    for place in FILE_SYSTEMS.values():
+        with loop(raw, *place) as device, mounted(device, workbench / "mount", "ro") as mount:
             assert not (mount / "gone").exists()
             assert (mount / "keep").read_bytes() == noise(3 * MIB, "keep")
     with loop(raw, *PARTITIONS["swap"]) as device:

@@ -107,6 +107,7 @@ class CloneTask(NamedVolumes):
         """The running disk to copy from, ``None`` when the source stands still; raises VolumeInUse, UnsafeImage, ..."""
         where = f"volume {image.name!r} of pool {self._source_pool!r}"
         _sources.assert_readable(host, image, where)
+        _sources.assert_no_way_out(host, image, where)
         writers = [use for use in host.attachments(image) if use.live and use.via == "disk" and not use.readonly]
         if not writers:
             if image.type == "file" and _locks.image_users(image.path) == "writing":

@@ -369,6 +369,13 @@ class Host:
         file like /proc/kmsg that read never ends, and a restarted daemon hangs again.
         """
         for facts in self.scan(pool):
+            if _stops_a_refresh(facts):
+                raise UnsafeImage(
+                    f"The header of volume {facts.name!r} in pool {pool.name!r} is cut short, which would make libvirt stop the "
+                    f"pool. Delete that volume or move it out of {pool.path!r}, then run again; nothing was changed.",
+                    volume=facts.name,
+                    path=facts.path,
+                )
             stored = facts.header.backing_file if facts.header is not None else None
             reason = _chains.may_hang_a_reader(os.path.dirname(facts.path), stored) if stored else None
             if reason is not None:
@@ -385,6 +392,13 @@ class Host:
         self.assert_refreshable(pool)
         self.connection.refresh(pool)
         self.forget()
+
+
+def _stops_a_refresh(facts: _directory.FileFacts) -> bool:
+    """Whether libvirt's refresh would fail on a file: libvirt 9 reads features of qcow2 that must lie in 104 bytes."""
+    if facts.header is None or facts.header.format != "qcow2" or facts.kind != "file":
+        return False
+    return 8 <= facts.size < 104 and facts.header.compat != "0.10"
 
 
 def describe_snapshot(entry: SnapshotEntry) -> Snapshot:

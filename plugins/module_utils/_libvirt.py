@@ -376,7 +376,10 @@ def _domain_facts(handle: Any, with_snapshots: set[str], saved: set[str]) -> Dom
 
 
 def _unless_gone(read: Callable[[Any], Answer], handle: Any) -> Answer | None:
-    """What ``read`` says of an object, or ``None`` when it has vanished since it was listed."""
+    """What ``read`` says of an object, or ``None`` when it has vanished since it was listed.
+
+    Also for volumes that libvirt 9 can't describe itself, since it takes what the image names as its backing format as it is.
+    """
     try:
         return read(handle)
     except libvirt.libvirtError as error:
@@ -386,6 +389,8 @@ def _unless_gone(read: Callable[[Any], Answer], handle: Any) -> Answer | None:
             libvirt.VIR_ERR_NO_STORAGE_POOL,
             libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT,
         ):
+            return None
+        if "unknown volume format number" in error.get_error_message():
             return None
         raise
 

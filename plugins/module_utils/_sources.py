@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from . import _locks
 from ._domains import SnapshotOfDomain
@@ -49,6 +50,8 @@ def find_template(host: Host, *, template: str, pool: Pool, for_overlay: bool) -
                 pool=pool.name,
             )
     in_pool = _lies_in_a_pool(host, image)
+    if not in_pool and os.path.isabs(template) and _lies_in_a_directory_of_a_pool(host, template):
+        assert_no_way_out(host, replace(image, is_link=os.path.islink(template)), where)
     if not in_pool and (for_overlay or not os.path.isabs(template)):
         raise UnsafeImage(
             f"The {where} lies outside every active pool of this host, so nothing would protect it from being changed or "
@@ -123,8 +126,26 @@ def assert_growable(host: Host, image: Image, planned: VolumePlan) -> None:
 
     Raw files are grown without a look at what is in them, and what runs was opened by its domain. Raises as assert_readable().
     """
+    where = f"volume {image.name!r} of pool {image.pool.name if image.pool else ''!r}"
+    if planned.steps:
+        assert_no_way_out(host, image, where)
     if image.format == "qcow2" and any(isinstance(step, Grow) and not step.online for step in planned.steps):
-        assert_readable(host, image, f"volume {image.name!r} of pool {image.pool.name if image.pool else ''!r}")
+        assert_readable(host, image, where)
+
+
+def assert_no_way_out(host: Host, image: Image, where: str) -> None:
+    """Refuse a link out of the pools: whoever can put one there must not reach other files with it. Raises UnsafeImage."""
+    if image.is_link and host.home(image.ident) is None:
+        raise UnsafeImage(
+            f"The {where} is a link to something outside every active pool of this host, which may be any file. Move what it "
+            "leads to into a pool.",
+            path=image.path,
+        )
+
+
+def _lies_in_a_directory_of_a_pool(host: Host, path: str) -> bool:
+    directory = os.path.realpath(os.path.dirname(path))
+    return any(pool.stores_files and pool.path and os.path.realpath(pool.path) == directory for pool in host.pools())
 
 
 def _lies_in_a_pool(host: Host, image: Image) -> bool:
@@ -175,6 +196,7 @@ def _internal_source(host: Host, image: Image, entry: SnapshotEntry, pool: Pool)
         capacity=entry.disk_size or image.capacity,
         snapshot=entry.id,
         snapshot_name=entry.name,
+        check=True,
         shared=written,
     )
 
@@ -205,7 +227,7 @@ def _find_in_domains(host: Host, image: Image, wanted: str, pool: Pool) -> tuple
             )
             assert_readable(host, frozen, where)
             _assert_nobody_writes(host, frozen, where)
-            source = Source(path=frozen.path, label=where, format=frozen.format, capacity=frozen.capacity)
+            source = Source(path=frozen.path, label=where, format=frozen.format, capacity=frozen.capacity, check=True)
             candidates.append((source, frozen))
     if len({candidate.path for candidate, _image in candidates}) > 1:
         raise InvalidOption(

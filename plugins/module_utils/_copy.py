@@ -66,6 +66,8 @@ def copy_image(step: CopyImage, *, staged: _staging.Staged, qemu_img: QemuImg, c
     _assert_snapshot_stands(step)
     if step.verify:
         _verify(step, staged, qemu_img)
+    elif step.source.check and step.format == "qcow2":
+        qemu_img.check(path=staged.path, image_format=step.format, pass_fds=(staged.fd,))
     return moment
 
 

@@ -95,6 +95,7 @@ class Source:
     home: tuple[Pool, str] | None = None  # pool and name, where it is a volume
     below: tuple[str, ...] = ()  # paths of its own backing chain
     shared: bool = False  # a running domain writes to the image meanwhile
+    check: bool = False  # look whether the copy is sound before it is published
     cluster_size: int | None = None  # of a qcow2 image
     features: tuple[tuple[str, str], ...] = ()  # qcow2 creation options that a clone of it keeps
 

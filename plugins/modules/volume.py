@@ -59,6 +59,7 @@ options:
       - Start from this snapshot of O(snapshot_volume), as an independent volume with the data of that moment.
       - An internal qcow2 snapshot by name or id, else a libvirt snapshot of a domain that uses the volume,
         whose frozen layer is copied. It works while the domain runs and never changes the source.
+      - A qcow2 copy is checked (C(qemu-img check)) before it gets its name.
     type: str
   snapshot_volume:
     description:

@@ -17,6 +17,7 @@ from typing import Any, Callable
 
 import libvirt
 import pytest
+from support.faults import make_masters
 from support.hypervisors import Hypervisor, Pool, domain_xml
 from support.images import MIB, file_sha, sh
 from support.images import info as image_info
@@ -31,6 +32,12 @@ def place() -> Iterator[Path]:
     root = Path(tempfile.mkdtemp(prefix="hs-"))
     yield root
     shutil.rmtree(root)
+
+
+@pytest.fixture(scope="session")
+def masters(place: Path) -> Path:
+    """Images that the kinds of work in ``support.faults`` start from."""
+    return make_masters(place / "masters")
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import time
 
 import pytest
 from conftest import at_work_in
-from support.faults import CONTENT, KINDS, make_masters, moments
+from support.faults import CONTENT, KINDS, moments
 from support.hypervisors import Hypervisor, Pool, disk, domain_xml
 from support.images import MIB, sh, wait_until
 from support.runs import finish_module, run_module, start_module
@@ -21,11 +21,6 @@ MOMENTS = int(os.environ.get("HYPERVISOR_STORAGE_MOMENTS", "2"))
 REASONS = ("insufficient_space", "tool_failed")
 TOO_LARGE = (*REASONS, "invalid_size")
 NEEDS_NO_SPACE = ("compress in place", "delete with wipe")
-
-
-@pytest.fixture(scope="module")
-def masters(place):
-    return make_masters(place / "masters")
 
 
 @pytest.fixture(scope="module")

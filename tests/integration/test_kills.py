@@ -18,18 +18,13 @@ import time
 import libvirt
 import pytest
 from conftest import at_work_in
-from support.faults import CONTENT, FULL, KINDS, State, Tree, make_masters, moments, state_of
+from support.faults import CONTENT, FULL, KINDS, State, Tree, moments, state_of
 from support.hypervisors import Hypervisor, Pool, disk, domain_xml, guest_writes
 from support.images import MIB, digest, file_sha, sh, sha, wait_until
 from support.jobs import has_no_job, hold_job_of, jobs, set_speed
 from support.runs import finish_module, run_module, start_module
 
 MOMENTS = int(os.environ.get("HYPERVISOR_STORAGE_MOMENTS", "3"))
-
-
-@pytest.fixture(scope="module")
-def masters(place):
-    return make_masters(place / "masters")
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +41,14 @@ def is_well(running):
     return running.state()[0] == libvirt.VIR_DOMAIN_RUNNING
 
 
-def started(kind, conn, pool, numbers=itertools.count()):
+NUMBERS = itertools.count()
+
+
+def started(kind, conn, pool):
     """The domain that runs on the kind's volume."""
     if not kind.runs:
         return None
-    return conn.createXML(domain_xml(f"guest{next(numbers)}", disk(pool / "a", kind.before["a"].format)))
+    return conn.createXML(domain_xml(f"guest{next(NUMBERS)}", disk(pool / "a", kind.before["a"].format)))
 
 
 def stop(running):
@@ -104,10 +102,10 @@ def test_killed(hypervisor, pool, masters, name, everything):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_libvirtd_is_killed(mortal, place, masters, name, numbers=itertools.count()):
+def test_libvirtd_is_killed(mortal, place, masters, name):
     """It comes back at once, as a service does; guests go on, the run ends with a reason or well."""
     kind = KINDS[name]
-    number = next(numbers)
+    number = next(NUMBERS)
     pool = Pool(mortal, f"mortal{number}", place / f"mortal{number}")
     pool.virt.setAutostart(1)
     params = {"uri": mortal.uri, "pool": pool.name, **kind.wish}

@@ -16,7 +16,7 @@ import time
 import libvirt
 import pytest
 from conftest import at_work_in
-from support.faults import CONTENT, FULL, KINDS, make_masters, state_of
+from support.faults import CONTENT, FULL, KINDS, state_of
 from support.hypervisors import disk, domain_xml
 from support.images import MIB, blank, content, make, sh, sha, wait_until
 from support.images import info as image_info
@@ -24,12 +24,7 @@ from support.runs import finish_module, run_module, start_module
 
 SIZE = len(CONTENT)
 #: Somebody else was quicker, and what was asked for is no longer possible.
-TOO_LATE = {"locked", "volume_in_use", "volume_not_found", "volume_mismatch", "volume_has_dependents", "shrink_refused"}
-
-
-@pytest.fixture(scope="module")
-def masters(place):
-    return make_masters(place / "masters")
+TOO_LATE = {"locked", "template_not_found", "volume_in_use", "volume_not_found", "volume_mismatch", "volume_has_dependents", "shrink_refused"}
 
 
 @pytest.fixture

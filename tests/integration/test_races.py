@@ -24,7 +24,9 @@ from support.runs import finish_module, run_module, start_module
 
 SIZE = len(CONTENT)
 #: Somebody else was quicker, and what was asked for is no longer possible.
-TOO_LATE = {"locked", "template_not_found", "volume_in_use", "volume_not_found", "volume_mismatch", "volume_has_dependents", "shrink_refused"}
+TOO_LATE = {
+    "locked", "volume_in_use", "volume_not_found", "template_not_found", "volume_mismatch", "volume_has_dependents", "shrink_refused",
+}
 
 
 @pytest.fixture

@@ -355,7 +355,8 @@ def test_a_domain_that_comes_between(hypervisor, pool, domain):
             domain(disk(path), transient=True, name="late")
             started = True
     result = finish_module(process)
-    assert result.get("reason") == "volume_in_use" or result["reclaimed"] == 32 * MIB, result
+    # The file system takes a block or two to note the holes.
+    assert result.get("reason") == "volume_in_use" or result["reclaimed"] == pytest.approx(32 * MIB, rel=0.01), result
     assert content(path)[: 32 * MIB] == noise(32 * MIB)
 
 

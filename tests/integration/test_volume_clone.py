@@ -7,14 +7,18 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from conftest import at_work_in
 from support.hypervisors import disk
 from support.images import (
     GIB,
+    KIB,
     MIB,
     blank,
     content,
@@ -145,6 +149,25 @@ def test_sparse_stays_sparse(checked, clone, pool, source, wanted):
     assert sh("qemu-io", "-r", "-f", wanted, "-c", f"read -P 0x33 {15 * GIB} 1M", pool / "b")
     assert "Pattern verification failed" not in sh(
         "qemu-io", "-r", "-f", wanted, "-c", f"read -P 0x33 {15 * GIB} 1M", "-c", "read -P 0 1G 1M", pool / "b")
+
+
+@pytest.mark.parametrize(("source", "wanted"), [("qcow2", "qcow2"), ("raw", "raw")])
+def test_flat_memory(hypervisor, pool, source, wanted):
+    """20 GiB of which every 160th MiB is there: the module itself takes no more than 200 MiB of memory."""
+    path = blank(pool / "a", 20 * GIB, source)
+    commands = [f"write -q -P 1 {n * 160}M 1M" for n in range(128)]
+    subprocess.run(["qemu-io", "-f", source, path], input="\n".join(commands), text=True, check=True, stdout=subprocess.DEVNULL)
+    params = {"uri": hypervisor.uri, "pool": pool.name, "source": "a", "name": "b", "format": wanted, "verify": True}
+    process = start_module("volume_clone", params)
+    peak = 0
+    while process.poll() is None:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+        peak = max(peak, int(found[1]) * KIB if found else 0)
+        time.sleep(0.01)
+    result = finish_module(process)
+    assert result.get("changed"), result
+    assert 10 * MIB < peak < 200 * MIB
+    assert 128 * MIB <= used(pool / "b") < 140 * MIB
 
 
 @pytest.mark.parametrize(("source", "wanted"), [("raw", "raw"), ("qcow2", "qcow2"), ("qcow2", "raw")])

@@ -77,7 +77,7 @@ def begun(hypervisor, pool):
     """A clone in the middle of its backup job, which has come to a halt."""
 
     def run(running, uri=hypervisor.uri, **params):
-        for _attempt in range(8):  # on a busy machine the job may be over before it is met
+        for _attempt in range(20):  # on a busy machine the job may be over before it is met
             process = start_module("volume_clone", {"uri": uri, "pool": pool.name, "source": "a", "name": "b", **params})
             if hold_job_of(process, running):
                 return process

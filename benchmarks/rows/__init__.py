@@ -1,0 +1,24 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The rows: number, what is measured, and a function that yields its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Callable
+
+from ..results import Table
+from . import copying, create, listing, noop
+from .scale import Scale
+
+__all__ = ["ROWS", "Scale"]
+
+ROWS: dict[int, tuple[str, Callable[[Scale], Iterator[Table]]]] = {
+    1: ("A task that finds nothing to do", noop.measure),
+    2: ("50 copy-on-write volumes from one template", create.measure),
+    4: ("A clone of a raw volume", copying.measure_raw),
+    5: ("A clone of a qcow2 volume", copying.measure_qcow2),
+    3: ("volume_info of thousands of volumes", listing.measure),
+}

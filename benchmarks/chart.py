@@ -50,7 +50,8 @@ def _panel(body: list[str], row: Row, table: Table, top: int) -> int:
     most = max(max(line.ratio.median for line in lines if line.ratio), 1.0)
     scale = (WIDTH - LABELS - 150) / most
     bottom = top + len(lines) * (BAR + GAP)
-    body.append(f'<line x1="{LABELS + scale:.1f}" y1="{top - 3}" x2="{LABELS + scale:.1f}" y2="{bottom}" stroke="#444" stroke-dasharray="3 3"/>')
+    one = f"{LABELS + scale:.1f}"
+    body.append(f'<line x1="{one}" y1="{top - 3}" x2="{one}" y2="{bottom}" stroke="#444" stroke-dasharray="3 3"/>')
     for line in lines:
         body.append(_bar(line, top, scale))
         top += BAR + GAP

@@ -58,7 +58,7 @@ class Place:
 
     def ext4(self, size: int) -> Path:
         """A directory on ext4: the machine's own where it has one, else a loop device."""
-        if sh("stat", "-f", "-c", "%T", self.root).strip() == "ext2/ext3" and "ext4" in sh("findmnt", "-n", "-o", "FSTYPE", "-T", self.root):
+        if sh("findmnt", "-n", "-o", "FSTYPE", "-T", self.root).strip() == "ext4":
             return self.directory("disk")
         return self.mount("ext4", size)
 

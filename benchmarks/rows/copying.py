@@ -87,11 +87,14 @@ class Bed:
         def convert(*options: str) -> None:
             sh("qemu-img", "convert", "-f", self.format, "-O", self.format, *options, self.source, out)
 
+        def dd(*options: str) -> None:
+            sh("dd", f"if={self.data}", f"of={out}", "bs=1M", "conv=fsync", *options)
+
         play = partial(run_play, self.play)
         arm = partial(self._arm, prepare)
         arms = [
-            arm(DD, "floor", lambda: sh("dd", f"if={self.data}", f"of={out}", "bs=1M", "conv=fsync"), check=False),
-            arm("dd, direct writes", "floor", lambda: sh("dd", f"if={self.data}", f"of={out}", "bs=1M", "oflag=direct", "conv=fsync"), check=False),
+            arm(DD, "floor", dd, check=False),
+            arm("dd, direct writes", "floor", lambda: dd("oflag=direct"), check=False),
             Arm(CLONE, "ours", lambda: play([self._wish("target")], changed=1), prepare, partial(self._check, True)),
             Arm(NO_CLONE, "ours", lambda: play([self._wish("done")], changed=0), prepare),
             Arm(VIRT, "peer", lambda: play([self._virt("target")], changed=1), prepare, partial(self._check, True)),
@@ -107,13 +110,15 @@ class Bed:
             arms.append(arm("cp", "peer", lambda: sh("cp", self.source, out)))
         times = take_turns(arms, self.scale.rounds)
         remove(out)
-        table = compare(f"{title}; plays less those with nothing to do", times, DD, less={CLONE: NO_CLONE, VIRT: NO_VIRT}, hide=(NO_CLONE, NO_VIRT))
+        table = compare(f"{title}; plays less those with nothing to do", times, DD,
+                        less={CLONE: NO_CLONE, VIRT: NO_VIRT}, hide=(NO_CLONE, NO_VIRT))
         work = times[CLONE] - times[NO_CLONE]
         table.mark(f"clone, {title}, to dd", work / times[DD], 1.1)
         if self.format == "raw":
             table.mark(f"clone, {title}, to vol-clone", work / times[VOL_CLONE], 0.4)
         whole = ", ".join(f"{name} {times[name].median:.2f} s" for name in (CLONE, VIRT) if times.has(name))
-        table.remarks.append(f"{self.size / GIB:g} GiB of data, {self.capacity / GIB:g} GiB of capacity; every copy is synced. Whole plays: {whole}.")
+        table.remarks.append(f"{self.size / GIB:g} GiB of data, {self.capacity / GIB:g} GiB of capacity; every copy is synced. "
+                             f"Whole plays: {whole}.")
         return table
 
     def _arm(self, prepare: Callable[[], None], name: str, kind: str, run: Callable[[], object], *, check: bool = True) -> Arm:

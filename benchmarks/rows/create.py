@@ -68,7 +68,7 @@ def measure(scale: Scale) -> Iterator[Table]:
             Arm("one header made and copied, not synced", "floor", by_hand, prepare, check),
         ], scale.rounds, warm_up=True)
     plays = ("volume, one task", "volume, again", "virt_volume, a loop")
-    table = compare(f"{count} volumes; plays less that of a ping", times, create, less={name: "play of a ping" for name in plays},
+    table = compare(f"{count} volumes; plays less that of a ping", times, create, less=dict.fromkeys(plays, "play of a ping"),
                     hide=("play of a ping",))
     table.remarks.append(f"The whole play with one task took {times['volume, one task'].median:.2f} s.")
     table.mark(f"{count} volumes in one task, whole play", times["volume, one task"], 1.6, "s", WHY)

@@ -91,7 +91,7 @@ def _measure_one(crowd: Crowd, scale: Scale) -> tuple[Table, float]:
     ], scale.rounds, warm_up=True)
     plays = (info, "virt_volume list_volumes (names only)")
     table = compare(f"{count} volumes, {DOMAINS} domains; plays less that of a ping", times, libvirt_list,
-                    less={name: "play of a ping" for name in plays}, hide=("play of a ping",))
+                    less=dict.fromkeys(plays, "play of a ping"), hide=("play of a ping",))
     marginal = times[info] - times["play of a ping"]
     table.mark(f"volume_info of {count} volumes, marginal, to libvirt's list and XML", marginal / times[libvirt_list], 1.5, why=WHY)
     memory, size, seconds = run_alone(uri, count)

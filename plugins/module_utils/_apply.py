@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from . import _directory, _locks, _staging, _xml
 from ._copy import copy_image
-from ._errors import StorageError, Unsupported, VolumeMismatch
+from ._errors import Exchanged, StorageError, Unsupported
 from ._grow import grow
 from ._inventory import Host
 from ._live import Moment
@@ -66,7 +66,7 @@ class Worker:
             if done:
                 with contextlib.suppress(StorageError):  # the first failure is the one to report
                     self._tell_libvirt(touched)
-            error.facts.setdefault("changed", bool(done))
+            error.facts["changed"] = bool(done) or error.facts.get("changed", False)
             error.facts.setdefault("actions", [step.text for step in done])
             error.facts.setdefault("done", [step.name for step in done])
             error.facts.setdefault("not_done", [step.name for step in steps[len(done) :]])
@@ -243,5 +243,5 @@ def _held_source(path: str, what: str) -> Iterator[None]:
             before = _directory.identify(path)
             stack.enter_context(_locks.hold_image(path, exclusive=False, what=what))
             if _directory.identify_loosely(path) != before:
-                raise VolumeMismatch(f"Cannot {what}: {path!r} was exchanged meanwhile. Run again.")
+                raise Exchanged(f"Cannot {what}: {path!r} was exchanged meanwhile. Run again.")
         yield

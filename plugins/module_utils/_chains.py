@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from . import _directory
@@ -74,6 +75,10 @@ class ChainReader:
             if len(layers) > MAX_DEPTH:
                 return Chain(tuple(layers), trouble or f"the backing chain has more than {MAX_DEPTH} layers")
             header = facts.header
+
+    def looked(self) -> Iterator[tuple[str, Ident]]:
+        """The paths that were found to lead to something, and to what."""
+        return ((path, facts.ident) for (path, _raw), facts in self._seen.items() if facts is not None)
 
     def _look(self, path: str, known_raw: bool) -> _directory.FileFacts | None:
         key = (path, known_raw)

@@ -36,7 +36,7 @@ from ._compress_plan import (
     refuse_rewrite,
 )
 from ._directory import loop_devices_on
-from ._errors import InsufficientSpace, StorageError, ToolFailed, VolumeMismatch
+from ._errors import Exchanged, InsufficientSpace, StorageError, ToolFailed
 from ._image_header import ImageHeader, read_header
 from ._inventory import Host, Image
 from ._libguestfs import Libguestfs
@@ -72,6 +72,8 @@ class CompressTask(NamedVolumes):
 
     def decide(self, host: Host) -> CompressPlan:
         """Look into all volumes and plan; raises before anything is done if one is refused."""
+        if self._held is not None:  # what an earlier look held is looked at anew
+            self._held.close()
         pool = host.pool(self.pool_name)
         trims = {name: self._look(host, pool, name) for name in self.names}
         plans, work, savings = [], [], []
@@ -262,7 +264,7 @@ class CompressTask(NamedVolumes):
         host.forget()
         image = need_image(host, step.pool, step.name)
         if image.ident != held.ident:
-            raise VolumeMismatch(f"Volume {step.name!r} in pool {step.pool.name!r} was exchanged meanwhile. Run again.")
+            raise Exchanged(f"Volume {step.name!r} in pool {step.pool.name!r} was exchanged meanwhile. Run again.")
         volume = host.describe(image)
         refuse_busy(
             volume=volume, facts=Facts(loop_devices=tuple(loop_devices_on(image.ident))), above=_uses_above(host, image)
@@ -323,14 +325,14 @@ class _Held:
 
     @classmethod
     def take(cls, image: Image) -> _Held:
-        """Raises VolumeInUse when somebody has it open for writing, VolumeMismatch when it isn't what it was."""
+        """Raises VolumeInUse when somebody has it open for writing, Exchanged when it isn't what it was."""
         what = f"compress volume {image.name!r}"
         with contextlib.ExitStack() as stack:
             with _staging.explained(what):
                 fd = stack.enter_context(_locks.hold_image(image.path, exclusive=False, what=what))
                 status, header = os.fstat(fd), read_header(fd)
             if ("file", status.st_dev, status.st_ino) != image.ident or header != image.header:
-                raise VolumeMismatch(f"Cannot {what}: {image.path!r} was exchanged or changed meanwhile. Run again.")
+                raise Exchanged(f"Cannot {what}: {image.path!r} was exchanged or changed meanwhile. Run again.")
             held = cls(image, stack.pop_all(), fd, header)
         return held
 

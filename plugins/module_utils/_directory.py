@@ -26,6 +26,8 @@ _PSEUDO_FILE_SYSTEMS = frozenset(
     "autofs bpf cgroup cgroup2 configfs debugfs devpts efivarfs fusectl mqueue nsfs proc pstore "
     "rpc_pipefs securityfs selinuxfs sysfs tracefs".split()
 )
+_EXCHANGED = "was exchanged while it was looked at"
+_LOOKS = 8  # at a file that keeps being exchanged
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
@@ -78,6 +80,14 @@ def scan_directory(path: str) -> list[FileFacts]:
 
 def look_at(path: str, *, known_raw: bool = False) -> FileFacts | None:
     """Facts of one file; ``None`` when it isn't there (or is a link to nothing). Never raises for what it finds."""
+    for _again in range(_LOOKS):
+        facts = _look_once(path, known_raw=known_raw)
+        if facts is None or facts.trouble != _EXCHANGED:
+            break
+    return facts
+
+
+def _look_once(path: str, *, known_raw: bool) -> FileFacts | None:
     try:
         here = os.lstat(path)
         is_link = stat.S_ISLNK(here.st_mode)
@@ -101,8 +111,8 @@ def look_at(path: str, *, known_raw: bool = False) -> FileFacts | None:
         else:
             try:
                 opened = os.fstat(fd)
-                if _ident_of(opened) != _ident_of(found):  # exchanged between the two calls
-                    trouble = "was exchanged while it was looked at"
+                if _ident_of(opened) != _ident_of(found):  # between the two calls
+                    trouble = _EXCHANGED
                 else:
                     size = opened.st_size if kind == "file" else os.lseek(fd, 0, os.SEEK_END)
                     mark = _read_mark(fd)

@@ -46,6 +46,10 @@ class VolumeMismatch(StorageError):
     reason = "volume_mismatch"
 
 
+class Exchanged(VolumeMismatch):
+    """A file is no longer the one that the decision is about; nothing was done, so the decision can be taken anew."""
+
+
 class VolumeInUse(StorageError):
     reason = "volume_in_use"
 

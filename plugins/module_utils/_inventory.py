@@ -58,12 +58,27 @@ class Host:
     _children: dict[Ident, list[tuple[Ident, Dependent | None]]] | None = None
     _homes: dict[Ident, tuple[Pool, str]] | None = None
     _reader: _chains.ChainReader = field(default_factory=_chains.ChainReader)
+    _looked: dict[str, Ident | None] = field(default_factory=dict)  # what was found at the paths of images
 
     def forget(self) -> None:
         """Drop what was seen, after a change or a wait."""
         self._pools = self._domain_map = self._children = self._homes = None
         self._scans.clear()
+        self._looked.clear()
         self._reader = _chains.ChainReader()
+
+    def is_outdated(self) -> bool:
+        """Whether an image that was looked at is gone, exchanged or new by now: then a refusal may tell of what never was."""
+        scanned = {os.path.realpath(path) for path in self._scans}
+        for path, ident in [*self._looked.items(), *self._reader.looked()]:
+            now = _directory.identify_loosely(path)
+            if (None if now[0] == "path" else now) != ident:
+                return True
+            # It is as it was seen, but the look at its whole directory was at another moment.
+            unlisted = ident is not None and self._homes is not None and ident not in self._homes
+            if unlisted and os.path.dirname(os.path.realpath(path)) in scanned and not os.path.islink(path):
+                return True
+        return False
 
     def pools(self) -> list[Pool]:
         """All active pools, sorted by name."""
@@ -120,7 +135,7 @@ class Host:
     def image(self, pool: Pool, name: str) -> Image | None:
         """A pool's volume by name, or ``None``."""
         if pool.stores_files and pool.path is not None:
-            facts = _directory.look_at(os.path.join(pool.path, name))
+            facts = self._look_at(os.path.join(pool.path, name))
             return self._image_of(facts, pool) if facts is not None else None
         definition = self.connection.volume(pool, name)
         return self._image_of_definition(definition, pool) if definition is not None else None
@@ -139,7 +154,7 @@ class Host:
 
     def image_at(self, path: str) -> Image | None:
         """The image at an absolute path: a pool's volume where one lies there, else the bare file."""
-        facts = None if _directory.is_pseudo(path) else _directory.look_at(path)
+        facts = None if _directory.is_pseudo(path) else self._look_at(path)
         if facts is None:
             return None
         home = self.home(facts.ident)
@@ -147,6 +162,11 @@ class Host:
             pool, name = home
             return self.image(pool, name)
         return self._image_of(facts, None)
+
+    def _look_at(self, path: str) -> _directory.FileFacts | None:
+        facts = _directory.look_at(path)
+        self._looked[path] = facts.ident if facts is not None else None
+        return facts
 
     def home(self, ident: Ident) -> tuple[Pool, str] | None:
         """The active pool and volume name under which a piece of storage really lies (links don't count)."""

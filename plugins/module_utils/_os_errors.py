@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Iterator
+from typing import Any
 
 from ._errors import InsufficientSpace, InvalidSize, Locked, ToolFailed, Unsupported
 
@@ -16,20 +17,21 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Turn the operating system's refusals into this collection's errors."""
+def explained(what: str, **facts: Any) -> Iterator[None]:
+    """Turn the operating system's refusals into this collection's errors, which get these facts."""
     try:
         yield
     except OSError as error:
         if error.errno in _NO_ROOM:
-            raise InsufficientSpace(f"Cannot {what}: {error.strerror}. Free space in the pool and run again.") from error
+            raise InsufficientSpace(f"Cannot {what}: {error.strerror}. Free space in the pool and run again.", **facts) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise Unsupported(
                 f"Cannot {what}: {error.strerror}. Run the task as root on the hypervisor (become: true) and "
-                "check that the pool's file system is mounted writable."
+                "check that the pool's file system is mounted writable.",
+                **facts,
             ) from error
         if error.errno == errno.EFBIG:
-            raise InvalidSize(f"Cannot {what}: the pool's file system has no files of that size.") from error
+            raise InvalidSize(f"Cannot {what}: the pool's file system has no files of that size.", **facts) from error
         if error.errno in (errno.EAGAIN, errno.EBUSY):
-            raise Locked(f"Cannot {what}: {error.strerror}. Run again when it is free.") from error
-        raise ToolFailed(f"Cannot {what}: {error.strerror or error}.", errno=error.errno) from error
+            raise Locked(f"Cannot {what}: {error.strerror}. Run again when it is free.", **facts) from error
+        raise ToolFailed(f"Cannot {what}: {error.strerror or error}.", errno=error.errno, **facts) from error

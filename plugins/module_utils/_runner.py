@@ -7,20 +7,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
 
 from . import _libvirt
-from ._errors import StorageError, ToolMissing
+from ._errors import Exchanged, StorageError, ToolMissing
 from ._inventory import Host
 from ._model import Volume
 from ._plan import Plan
 from ._requests import warn_of_blanks
 
 PlanT = TypeVar("PlanT", bound=Plan)
+
+#: How often a run decides anew because others changed what it had looked at.
+_SECOND_LOOKS = 4
 
 
 class LifecycleTask(Protocol[PlanT]):
@@ -66,14 +69,34 @@ def run_lifecycle(
             host = Host(connection)
             host.assert_local()
             with contextlib.nullcontext() if module.check_mode else task.guard(host):
-                plan = task.decide(host)
-                volumes = [planned.result for planned in plan.volumes]
-                if plan.changed and not module.check_mode:
-                    plan = task.carry_out(host, plan) or plan
-                    volumes = task.describe(host)
+                plan, volumes = _look_and_act(task, host, for_real=not module.check_mode)
         for warning in [*warn_of_blanks(task.names), *plan.warnings, *(text for planned in plan.volumes for text in planned.warnings)]:
             module.warn(_clean(warning))
         module.exit_json(**_clean(_report(task, plan, volumes)))
+
+
+def _look_and_act(
+    task: LifecycleTask[PlanT], host: Host, *, for_real: bool
+) -> tuple[PlanT, Sequence[Volume | None]]:
+    """Decide and, for real, act; both anew when the ground moved under a decision before anything was done.
+
+    Other runs and other programs may delete or exchange a template, a source or the volume itself at any moment.
+    What fails for that fails for a reason that never was, until it is looked at once more.
+    """
+    looks = _SECOND_LOOKS
+    while True:
+        try:
+            plan = task.decide(host)
+            if not plan.changed or not for_real:
+                return plan, [planned.result for planned in plan.volumes]
+            plan = task.carry_out(host, plan) or plan
+            return plan, task.describe(host)
+        except StorageError as error:
+            outdated = isinstance(error, Exchanged) or host.is_outdated()
+            if not looks or not outdated or error.facts.get("changed"):
+                raise
+        looks -= 1
+        host.forget()
 
 
 def run_lookup(
@@ -89,7 +112,7 @@ def run_lookup(
         module.exit_json(changed=False, **_clean(result))
 
 
-def _report(task: LifecycleTask[PlanT], plan: PlanT, volumes: list[Volume | None]) -> dict[str, Any]:
+def _report(task: LifecycleTask[PlanT], plan: PlanT, volumes: Sequence[Volume | None]) -> dict[str, Any]:
     result: dict[str, Any] = {
         "changed": plan.changed,
         "actions": plan.actions,

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from . import _directory, _locks, _os_errors
-from ._errors import VolumeMismatch
+from ._errors import Exchanged, VolumeMismatch
 from ._names import STAGING_PREFIX
 
 _PARTIAL = STAGING_PREFIX + "partial-"
@@ -87,7 +87,8 @@ def publish(staged: Staged, name: str, *, ownership: Ownership, image_format: st
                     "Run again to see whether it is what you want.",
                     volume=name,
                 ) from None
-            os.fsync(directory_fd)
+            with explained(f"sync the name of volume {name!r}", changed=True):
+                os.fsync(directory_fd)
 
 
 def _give_name(staged: Staged, name: str, directory_fd: int) -> None:
@@ -119,7 +120,7 @@ def replace(staged: Staged, name: str, *, old_fd: int) -> None:
         os.fsync(staged.fd)
         with _opened_directory(staged.directory) as directory_fd:
             if not os.path.samestat(os.stat(name, dir_fd=directory_fd, follow_symlinks=False), old):
-                raise VolumeMismatch(
+                raise Exchanged(
                     f"Volume {name!r} in {staged.directory!r} was exchanged meanwhile; it was left as it is. Run again.",
                     volume=name,
                 )
@@ -130,7 +131,8 @@ def replace(staged: Staged, name: str, *, old_fd: int) -> None:
                 staged.hidden_name = hidden
             os.rename(staged.hidden_name, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
             staged.hidden_name = None
-            os.fsync(directory_fd)
+            with explained(f"sync the name of volume {name!r}", changed=True):
+                os.fsync(directory_fd)
 
 
 def _copy_attributes(old_fd: int, new_fd: int) -> None:
@@ -158,8 +160,8 @@ def supports_direct(staged: Staged) -> bool:
 
 
 def sync_directory(path: str) -> None:
-    """Put the names of a directory on stable storage."""
-    with explained(f"sync directory {path!r}"), _opened_directory(path) as directory_fd:
+    """Put the names of a directory, which were changed, on stable storage."""
+    with explained(f"sync directory {path!r}", changed=True), _opened_directory(path) as directory_fd:
         os.fsync(directory_fd)
 
 
@@ -167,16 +169,20 @@ def hide_for_wiping(directory: str, name: str) -> tuple[str, int]:
     """Take a volume's name away in one step, so that nobody meets it half wiped; returns hidden path and fd."""
     hidden = f"{_DOOMED}{secrets.token_hex(8)}"
     with explained(f"hide volume {name!r} of {directory!r}"), _opened_directory(directory) as directory_fd:
-        fd = os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory_fd)
+        try:
+            fd = os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory_fd)
+        except FileNotFoundError:
+            raise Exchanged(f"Volume {name!r} of {directory!r} went away before it could be wiped.", volume=name) from None
         _claim(fd)
         os.rename(name, hidden, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
-        os.fsync(directory_fd)
+        with explained(f"sync the going of volume {name!r}", changed=True):
+            os.fsync(directory_fd)
     return os.path.join(directory, hidden), fd
 
 
 def wipe_and_remove(hidden_path: str, fd: int) -> None:
     """Overwrite every allocated byte with zeros, sync, and remove the hidden file."""
-    with explained(f"wipe {hidden_path!r}"):
+    with explained(f"wipe {hidden_path!r}", changed=True):
         _overwrite_data(fd)
         os.fsync(fd)
         with contextlib.suppress(FileNotFoundError):

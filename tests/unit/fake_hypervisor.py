@@ -124,7 +124,8 @@ class FakeConnection:
             return False
         self.calls.append(("delete", pool.name, name))
         if pool.stores_files:
-            os.unlink(definition.path)
+            with contextlib.suppress(FileNotFoundError):  # as libvirt does
+                os.unlink(definition.path)
         return True
 
     def wipe_volume(self, pool: Pool, name: str) -> None:

@@ -41,8 +41,8 @@ def test_every_guide_is_in_the_table_of_contents():
 
 
 def test_troubleshooting_has_every_reason():
-    reasons = [error.reason for error in vars(_errors).values()
-               if isinstance(error, type) and issubclass(error, _errors.StorageError) and error is not _errors.StorageError]
+    reasons = {error.reason for error in vars(_errors).values()
+               if isinstance(error, type) and issubclass(error, _errors.StorageError) and error is not _errors.StorageError}
     sections = re.split(r"\n([a-z_]+)\n-{3,}\n", read("troubleshooting.rst"))
     told = dict(zip(sections[1::2], sections[2::2]))
     assert sorted(told) == sorted(reasons)

@@ -1,0 +1,163 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Others delete or exchange a file at any moment between the first look and the last deed: the answer is honest.
+
+The moments are all calls that get the file's path: each is met once, right before the call.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+
+from ansible_collections.hypervisor.storage.plugins.modules import volume, volume_clone, volume_compress, volume_resize
+from ansible_collections.hypervisor.storage.tests.unit.fake_hypervisor import Hypervisor
+
+pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
+
+MIB = 1024**2
+
+
+class Work(NamedTuple):
+    """A module's wish, the file that is tampered with, and what may be said when it is gone (``None``: all is well)."""
+
+    module: ModuleType
+    wish: dict[str, Any]
+    reasons: set[str | None]
+    victim: str = "a"
+
+
+WORKS = {
+    "full copy of a template": Work(volume, {"name": "b", "template": "a", "clone_mode": "full"}, {"template_not_found"}),
+    "full copy of a path": Work(volume, {"name": "b", "template": "{0}/a", "clone_mode": "full"}, {"template_not_found"}),
+    "overlay of a template": Work(volume, {"name": "b", "template": "a"}, {"template_not_found"}),
+    "overlay of a path": Work(volume, {"name": "b", "template": "{0}/a"}, {"template_not_found"}),
+    "overlay of an overlay": Work(volume, {"name": "b", "template": "over"}, {"unsafe_image"}),
+    "full copy of an overlay": Work(volume, {"name": "b", "template": "over", "clone_mode": "full"}, {"unsafe_image"}),
+    "comparison with a template": Work(volume, {"name": "over", "template": "a"}, {"template_not_found"}),
+    "restore": Work(volume, {"name": "b", "snapshot": "s", "snapshot_volume": "a"}, {"volume_not_found"}),
+    "clone": Work(volume_clone, {"name": "b", "source": "a"}, {"volume_not_found"}),
+    "verified clone": Work(volume_clone, {"name": "b", "source": "a", "verify": True}, {"volume_not_found"}),
+    "clone of an overlay": Work(volume_clone, {"name": "b", "source": "over"}, {"unsafe_image"}),
+    "clone of raw": Work(volume_clone, {"name": "b", "source": "r"}, {"volume_not_found"}, "r"),
+    "growth": Work(volume_resize, {"name": "alone", "size": "3M"}, {"volume_not_found"}, "alone"),
+    "growth of raw": Work(volume_resize, {"name": "r", "size": "3M"}, {"volume_not_found"}, "r"),
+    "compression": Work(
+        volume_compress, {"name": "alone", "method": "zeros", "min_reclaim": "64K"}, {"volume_not_found"}, "alone"),
+    "rewrite": Work(
+        volume_compress, {"name": "alone", "method": "zeros", "compression": "zlib", "min_reclaim": "64K"},
+        {"volume_not_found"}, "alone"),
+    "delete": Work(volume, {"name": "alone", "state": "absent"}, {None}, "alone"),
+    "delete with wipe": Work(volume, {"name": "alone", "state": "absent", "wipe": True}, {None}, "alone"),
+}  # fmt: skip
+#: These don't need the file any more once they are done.
+INDEPENDENT = [name for name in WORKS if "copy" in name or "clone" in name or name == "restore"]
+
+
+class Tamperer:
+    """Does something once, right before the nth call that gets a path."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._path, self._left, self._deed = "", 0, lambda: None
+        for place, name in ((os, "open"), (os, "stat"), (os, "lstat"), (subprocess, "Popen")):
+            monkeypatch.setattr(place, name, self._watched(getattr(place, name)))
+
+    def arm(self, path: Path, moment: int, deed: Callable[[], None]) -> None:
+        self._path, self._left, self._deed = str(path), moment, deed
+
+    def struck(self) -> bool:
+        """Whether it came to it."""
+        done, self._left = self._left <= 0, 0
+        return done
+
+    def _watched(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(first: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._left > 0 and self._concerns(first, kwargs):
+                self._left -= 1
+                if self._left == 0:
+                    self._deed()
+            return real(first, *args, **kwargs)
+
+        return call
+
+    def _concerns(self, first: Any, kwargs: dict[str, Any]) -> bool:
+        if isinstance(first, list):
+            return self._path in first
+        return first == self._path or (first == os.path.basename(self._path) and kwargs.get("dir_fd") is not None)
+
+
+def content_of(path: Path, fmt: str) -> bytes:
+    """What a guest reads."""
+    target = path.parent.parent / "content"
+    subprocess.run(["qemu-img", "convert", "-f", fmt, "-O", "raw", path, target], check=True)
+    return target.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def masters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each run starts from: images of the same data."""
+    directory = tmp_path_factory.mktemp("masters")
+    (directory / "r").write_bytes(os.urandom(MIB) + bytes(MIB))
+    run = functools.partial(subprocess.run, check=True, cwd=directory)
+    run(["qemu-img", "create", "-q", "-f", "qcow2", "a", "2M"])
+    run(["qemu-io", "-f", "qcow2", "-c", "write -q -s r 0 2M", "a"])
+    shutil.copy(directory / "a", directory / "alone")
+    run(["qemu-img", "snapshot", "-c", "s", "a"])
+    run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", "a", "-F", "qcow2", "over", "2M"])
+    return directory
+
+
+def lay_out(lab: Hypervisor, masters: Path) -> None:
+    shutil.rmtree(lab.directory)
+    shutil.copytree(masters, lab.directory)
+    lab.connection.refresh(lab.connection.pool("default"))
+
+
+@pytest.mark.parametrize("harm", ["deleted", "exchanged"])
+@pytest.mark.parametrize("name", WORKS)
+def test_file_goes_at_any_moment(
+    name: str, harm: str, masters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab = Hypervisor(tmp_path, monkeypatch, capsys)
+    tamperer = Tamperer(monkeypatch)
+    work = WORKS[name]
+    victim = lab.directory / work.victim
+    wish = {key: value.format(lab.directory) if key == "template" else value for key, value in work.wish.items()}
+
+    def harm_it() -> None:
+        if harm == "deleted":
+            victim.unlink()
+        else:
+            shutil.copy(victim, tmp_path / "twin")
+            os.rename(tmp_path / "twin", victim)
+
+    moment, met = 0, 0
+    while True:
+        moment += 1 if harm == "deleted" else 3
+        lay_out(lab, masters)
+        tamperer.arm(victim, moment, harm_it)
+        result = lab.run(work.module, **wish)
+        if not tamperer.struck():
+            break
+        met += 1
+        there = (moment, result)
+        if result.get("failed"):
+            assert harm == "deleted" and result["reason"] in work.reasons, there
+            assert not result.get("changed"), there
+        elif wish.get("state") == "absent":
+            assert not victim.exists() or harm == "exchanged", there
+        elif harm == "exchanged" or name in INDEPENDENT:
+            made = lab.directory / wish["name"]
+            assert content_of(made, result["volume"]["format"])[: 2 * MIB] == (masters / "r").read_bytes(), there
+        assert not [left for left in os.listdir(lab.directory) if left.startswith(".")], there
+    assert met >= 2, "the moments are not met"

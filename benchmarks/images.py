@@ -46,6 +46,23 @@ def write_raw(path: Path, data: Path, capacity: int, *, part: int = 0, parts: in
     return path
 
 
+def write_half_zeros(path: Path, size: int, *, run: int, words: bool = False) -> Path:
+    """A qcow2 with all of ``size`` allocated, runs of data and of zeros by turns; with ``words``, data that compresses."""
+    block = noise()
+    if words:
+        block = block.translate(bytes(97 + value % 16 for value in range(256)))
+    raw = path.with_suffix(".raw")
+    with raw.open("wb") as file:
+        for start in range(0, size, 2 * run):
+            at = start // 2 % (_BLOCK - run + 1)
+            file.write(block[at : at + run])
+            file.write(bytes(run))
+        file.truncate(size)
+    sh("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-S", "0", raw, path)
+    raw.unlink()
+    return path
+
+
 def write_qcow2(path: Path, data: Path, capacity: int) -> Path:
     raw = write_raw(path.with_suffix(".raw"), data, capacity)
     sh("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, path)

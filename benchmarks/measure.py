@@ -57,11 +57,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to do the work. ``run`` is timed, unless it returns the seconds itself; ``prepare`` and ``clean`` are not."""
+    """One way to do the work. ``run`` is timed, unless it returns the seconds itself, a float; ``prepare`` and ``clean`` are not."""
 
     name: str
     kind: str  # "ours", "peer" or "floor"
-    run: Callable[[], float | None]
+    run: Callable[[], object]
     prepare: Callable[[], None] = nothing
     clean: Callable[[], None] = nothing
 
@@ -114,7 +114,7 @@ def _run_once(arm: Arm) -> float:
         took = time.perf_counter() - began
     finally:
         arm.clean()
-    return took if own is None else own
+    return own if isinstance(own, float) else took
 
 
 def describe(error: Exception) -> str:

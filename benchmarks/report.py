@@ -42,11 +42,11 @@ def write_report(rows: Sequence[Row], path: Path) -> None:
 def describe_machine() -> str:
     cpu = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3
-    number = libvirt.getVersion()
+    number, core = libvirt.getVersion(), ansible.release.__version__
     tools = f"libvirt {number // 1000000}.{number // 1000 % 1000}.{number % 1000}, QEMU {_qemu()}"
     return (
         f"Machine: {os.cpu_count()} cores ({cpu.group(1) if cpu else platform.machine()}), {memory:.0f} GiB of memory, "
-        f"Linux {platform.release().partition('-')[0]}, {tools}, ansible-core {ansible.release.__version__}, Python {platform.python_version()}.\n")
+        f"Linux {platform.release().partition('-')[0]}, {tools}, ansible-core {core}, Python {platform.python_version()}.\n")
 
 
 def _qemu() -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Callable
 
 from ..results import Table
-from . import copying, create, listing, noop
+from . import compressing, copying, create, listing, noop, reflink, reserving
 from .scale import Scale
 
 __all__ = ["ROWS", "Scale"]
@@ -18,7 +18,11 @@ __all__ = ["ROWS", "Scale"]
 ROWS: dict[int, tuple[str, Callable[[Scale], Iterator[Table]]]] = {
     1: ("A task that finds nothing to do", noop.measure),
     2: ("50 copy-on-write volumes from one template", create.measure),
+    3: ("volume_info of thousands of volumes", listing.measure),
     4: ("A clone of a raw volume", copying.measure_raw),
     5: ("A clone of a qcow2 volume", copying.measure_qcow2),
-    3: ("volume_info of thousands of volumes", listing.measure),
+    6: ("A clone that shares extents", reflink.measure),
+    7: ("Compressing: zeros given back in place", compressing.measure_zeros),
+    8: ("Compressing: rewritten", compressing.measure_rewrite),
+    9: ("A raw volume, all space reserved", reserving.measure),
 }

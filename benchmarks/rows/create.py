@@ -63,7 +63,7 @@ def measure(scale: Scale) -> Iterator[Table]:
             Arm("volume, again", "ours", lambda: run_play(play, [wish], changed=0), prepare_again),
             Arm("virt_volume, a loop", "peer", lambda: run_play(play, [loop], changed=1), prepare, check),
             Arm(f"{count} virsh processes", "peer", virsh, prepare, check),
-            Arm(create, "peer", lambda: void(sh(PYTHON, PEERS, "create", uri, "default", template, count)), prepare, check),
+            Arm(create, "peer", lambda: sh(PYTHON, PEERS, "create", uri, "default", template, count), prepare, check),
             Arm(f"{count} qemu-img create, not synced", "floor", qemu_img, prepare, check),
             Arm("one header made and copied, not synced", "floor", by_hand, prepare, check),
         ], scale.rounds, warm_up=True)
@@ -76,10 +76,6 @@ def measure(scale: Scale) -> Iterator[Table]:
                (times["volume, one task"] - times["play of a ping"]) / times[create], 1.2, why=WHY)
     table.mark("the same again, marginal", times["volume, again"] - times["play of a ping"], 0.3, "s", WHY)
     yield table
-
-
-def void(_said: str) -> None:
-    """For arms whose output is of no interest."""
 
 
 WHY = "The profile below shows where the time goes."

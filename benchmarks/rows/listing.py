@@ -19,7 +19,7 @@ from ..measure import Arm, Failure, sh, take_turns
 from ..place import Hypervisor, Place, a_place, warm
 from ..plays import PING, PYTHON, ours, run_play, virt_volume
 from ..results import Table, compare
-from .create import PEERS, void
+from .create import PEERS
 from .scale import MIB, Scale
 
 DOMAINS, SNAPSHOTS, SAMPLE = 100, 20, 200
@@ -84,10 +84,10 @@ def _measure_one(crowd: Crowd, scale: Scale) -> tuple[Table, float]:
         Arm(info, "ours", lambda: run_play(play, [wish], changed=0)),
         Arm("virt_volume list_volumes (names only)", "peer",
             lambda: run_play(play, [virt_volume(uri=uri, pool="default", command="list_volumes")], changed=0)),
-        Arm("virsh vol-list --details", "peer", lambda: void(sh("virsh", "-c", uri, "vol-list", "default", "--details"))),
-        Arm(libvirt_list, "peer", lambda: void(sh(PYTHON, PEERS, "list", uri, "default"))),
+        Arm("virsh vol-list --details", "peer", lambda: sh("virsh", "-c", uri, "vol-list", "default", "--details")),
+        Arm(libvirt_list, "peer", lambda: sh(PYTHON, PEERS, "list", uri, "default")),
         Arm(f"qemu-img info of each ({len(sample)} run)", "peer", qemu_img),
-        Arm("headers read from the directory", "floor", lambda: void(sh(PYTHON, PEERS, "scan", crowd.images))),
+        Arm("headers read from the directory", "floor", lambda: sh(PYTHON, PEERS, "scan", crowd.images)),
     ], scale.rounds, warm_up=True)
     plays = (info, "virt_volume list_volumes (names only)")
     table = compare(f"{count} volumes, {DOMAINS} domains; plays less that of a ping", times, libvirt_list,

@@ -1,0 +1,126 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""How much is done for a task, in numbers that no busy machine can change: what the benchmarks' marks rest on."""
+
+from __future__ import annotations
+
+import pytest
+from support.counting import Counts, count
+from support.hypervisors import disk, domain_xml
+from support.images import blank, make, overlay
+from support.runs import environment
+
+FEW, MANY = 10, 60
+HEAD = 4096  # bytes that are read of an image
+
+
+def fill(pool, number, prefix="v"):
+    image = blank(pool / f"{prefix}0").read_bytes()
+    for n in range(1, number):
+        (pool / f"{prefix}{n}").write_bytes(image)
+    return pool.refresh()
+
+
+@pytest.fixture
+def counted(hypervisor):
+    def run(module, **params) -> Counts:
+        return count(module, {"uri": hypervisor.uri, **params}, environment())
+
+    return run
+
+
+def growth(small, large):
+    """By which libvirt's calls differ."""
+    names = {*small.calls, *large.calls}
+    return {name: more for name in names if (more := large.calls.get(name, 0) - small.calls.get(name, 0))}
+
+
+@pytest.mark.parametrize("module, params", [
+    ("volume", {"size": "1M"}),
+    ("volume_resize", {"size": "1M"}),
+    ("volume_info", {}),
+])
+def test_nothing_to_do(counted, make_pool, module, params):
+    """One connection, a handful of questions, no process, no refresh, no sync; each further volume is one file's head at most."""
+
+    def look(pool):
+        where = [pool.name] if module == "volume_info" else pool.name
+        return pool, counted(module, name="v1", pool=where, **params)
+
+    few, small = look(fill(make_pool(), FEW))
+    many, large = look(fill(make_pool(), MANY))
+    for found in (small, large):
+        assert found.result["changed"] is False and [v["name"] for v in found.result["volumes"]] == ["v1"]
+        assert (found.processes, found.synced) == (0, 0)
+        assert sum(number for name, number in found.calls.items() if "Open" in name) == 1
+        assert not [name for name in found.calls if "Refresh" in name]
+        assert found.calls_in_all <= 16, found.calls
+    # The second look goes over both pools: dependents may be in any.
+    assert growth(small, large).keys() <= {"virStoragePoolGetXMLDesc"}
+    assert large.opened_in(many.path) <= MANY + 2 and large.opened_in(few.path) <= FEW
+    assert large.read - small.read <= MANY * HEAD
+
+
+def test_many_overlays_at_once(counted, pool):
+    """However many are made: libvirt is told once, and one process made the image that is written for each."""
+    blank(pool / "template")
+    pool.refresh()
+    made = {n: counted("volume", pool=pool.name, template="template", name=[f"n{n}-{i}" for i in range(n)]) for n in (2, FEW, MANY)}
+    for number, found in made.items():
+        assert found.result["changed"] and len(found.result["volumes"]) == number
+        assert found.processes == made[2].processes <= 2
+        assert found.calls.get("virStoragePoolRefresh") == 1
+        assert found.synced <= 2 * number + 1  # its data and its name
+    per_name = {name: more / (MANY - FEW) for name, more in growth(made[FEW], made[MANY]).items()}
+    assert sum(per_name.values()) <= 1, per_name
+
+
+def test_many_empty_volumes_at_once(counted, pool):
+    few, many = (counted("volume", pool=pool.name, size="1M", name=[f"n{n}-{i}" for i in range(n)]) for n in (FEW, MANY))
+    assert few.processes == many.processes <= 2
+    assert few.calls.get("virStoragePoolRefresh") == many.calls.get("virStoragePoolRefresh") == 1
+
+
+def test_list_of_many(counted, hypervisor, make_pool, domain):
+    """No call of libvirt for a volume, one head of a file each, and no more for each further domain than its documents."""
+    pool = fill(make_pool(), FEW)
+    overlay(pool / "top", pool / "v0")
+    pool.refresh()
+    for number in range(3):
+        domain(disk(pool / f"v{number}"), running=False)
+    small = counted("volume_info", pool=[pool.name])
+    image = (pool / "v0").read_bytes()
+    for number in range(FEW, MANY):
+        (pool / f"v{number}").write_bytes(image)
+    pool.refresh()
+    large = counted("volume_info", pool=[pool.name])
+    assert len(large.result["volumes"]) == MANY + 1 and len(small.result["volumes"]) == FEW + 1
+    assert growth(small, large) == {}
+    assert (large.processes, large.synced) == (0, 0)
+    assert large.opened_in(pool.path) - small.opened_in(pool.path) == MANY - FEW
+    assert large.read - small.read <= (MANY - FEW) * HEAD
+    for number in range(3):
+        hypervisor.conn.defineXML(domain_xml(f"more{number}", disk(pool / f"v{number}")))
+    more = counted("volume_info", pool=[pool.name])
+    assert sum(growth(large, more).values()) <= 3 * 6, growth(large, more)
+
+
+@pytest.mark.parametrize("fmt, tools", [("raw", 2), ("qcow2", 3)])
+def test_copy(counted, pool, fmt, tools):
+    """A copy is one convert, beside measuring what it takes; its data and its name are synced."""
+    make(pool / "a", fmt)
+    pool.refresh()
+    found = counted("volume_clone", pool=pool.name, source="a", name="b")
+    assert found.result["changed"]
+    assert found.processes <= tools
+    assert found.synced <= 3
+    assert found.calls.get("virStoragePoolRefresh") == 1
+    assert found.calls_in_all <= 24, found.calls
+
+
+def test_reservation(counted, pool):
+    """Reserving space starts no tool and writes nothing."""
+    found = counted("volume", pool=pool.name, name="a", format="raw", size="64M")
+    assert found.result["changed"] and found.processes == 0 and found.synced <= 2

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from . import _directory, _locks, _staging, _xml
 from ._copy import copy_image
@@ -18,33 +17,23 @@ from ._grow import grow
 from ._inventory import Host
 from ._live import Moment
 from ._model import Pool
-from ._plan import (
-    CopyImage,
-    CreateBlank,
-    CreateOverlay,
-    Delete,
-    Facts,
-    Grow,
-    Plan,
-    Rights,
-    Step,
-    qcow2_options,
-    refuse_harm,
-)
+from ._plan_delete import refuse_harm
+from ._plan_image import qcow2_options
 from ._qemu_img import QemuImg
+from ._steps import CopyImage, CreateBlank, CreateOverlay, Delete, Facts, Grow, Plan, Rights, Step
 
 #: An empty image up to this many bytes is made once per call and then written again for each name that wants the same.
 _PATTERN_LIMIT = 4 << 20
 
 
-@dataclass
 class Worker:
     """The hands: a host and its tools, for the steps of one call."""
 
-    host: Host
-    qemu_img: QemuImg
-    moments: dict[str, Moment] = field(default_factory=dict)  # of each copy, by name
-    _patterns: dict[tuple[object, ...], bytes] = field(default_factory=dict)
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.qemu_img = QemuImg()
+        self.moments: dict[str, Moment] = {}  # of each copy, by name
+        self._patterns: dict[tuple[object, ...], bytes] = {}
 
     def carry_out(self, plan: Plan) -> None:
         """Do all steps in order; on a failure the error's facts name what is done and what isn't."""

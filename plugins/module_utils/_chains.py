@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from . import _directory
 from ._image_header import ImageHeader
@@ -25,8 +25,7 @@ MAX_DEPTH = 200
 _PROTOCOL = re.compile(r"[^/]*:")
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """One image below another: the path as its overlay leads to it, and what lies there."""
 
     path: str
@@ -34,8 +33,7 @@ class Layer:
     format: str | None
 
 
-@dataclass(frozen=True)
-class Chain:
+class Chain(NamedTuple):
     """The layers from the direct backing to the base; ``trouble`` says why the walk had to stop, if it had to."""
 
     layers: tuple[Layer, ...] = ()

@@ -7,20 +7,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from . import _locks, _plan, _requests, _sources
-from ._apply import Worker
-from ._copy import can_share_extents
+from . import _locks, _plan_clone, _requests, _sources
 from ._errors import InvalidOption, VolumeInUse, VolumeNotFound
 from ._inventory import Host, Image
 from ._model import Attachment, Pool
-from ._named_volumes import NamedVolumes, find_image
+from ._named_volumes import NamedVolumes, find_image, take_steps
 from ._names import check_name
-from ._plan import CloneWish, Plan, Source, VolumePlan
-from ._qemu_img import QemuImg
-from ._space import SpaceCheck
+from ._steps import CloneWish, CopyImage, Plan, Source, VolumePlan
 
 
 class CloneTask(NamedVolumes):
@@ -42,8 +37,6 @@ class CloneTask(NamedVolumes):
         )
         if self._source_pool == self.pool_name and self._source_name in self.names:
             raise InvalidOption(f"source and name are the same volume {self._source_name!r}: give the copy another name.")
-        self._qemu_img = QemuImg()
-        self._space = SpaceCheck(self._qemu_img)
         self._consistency: dict[str, str] = {}
 
     def decide(self, host: Host) -> Plan:
@@ -63,25 +56,22 @@ class CloneTask(NamedVolumes):
         for name, found in existing.items():
             if found is not None:
                 plans.append(
-                    _plan.plan_existing_clone(volume=host.describe(found), source=_source_of(host, image), wish=self._wish)
+                    _plan_clone.plan_existing_clone(volume=host.describe(found), source=_source_of(host, image), wish=self._wish)
                 )
             else:
                 plans.append(self._plan_copy(host, pool, name, image, live))
-        if any(planned.steps for planned in plans) and pool.stores_files:
-            host.assert_refreshable(pool)
-        return Plan(tuple(plans), warnings=self._space.check(host, pool, plans, overcommit=self._wish.overcommit))
+        return Plan(tuple(plans), warnings=self.assert_room(host, pool, plans, overcommit=self._wish.overcommit))
 
     def carry_out(self, host: Host, plan: Plan) -> Plan:
         """Take the plan's steps; the plan comes back with what turned out meanwhile."""
-        worker = Worker(host, self._qemu_img)
-        worker.carry_out(plan)
-        self._consistency = {name: moment.consistency for name, moment in worker.moments.items()}
-        late = tuple(warning for moment in worker.moments.values() for warning in moment.warnings)
-        return replace(plan, warnings=plan.warnings + late)
+        moments = take_steps(host, plan)
+        self._consistency = {name: moment.consistency for name, moment in moments.items()}
+        late = tuple(warning for moment in moments.values() for warning in moment.warnings)
+        return Plan(plan.volumes, plan.warnings + late)
 
     def extra_result(self, plan: Plan) -> dict[str, Any]:
         """``consistency`` of the copy, where it is known: a backup job's only once it has begun."""
-        steps = [step for step in plan.steps if isinstance(step, _plan.CopyImage)]
+        steps = [step for step in plan.steps if isinstance(step, CopyImage)]
         known = {step.name: "offline" for step in steps if step.live is None}
         known.update(self._consistency)
         if not known:
@@ -90,16 +80,19 @@ class CloneTask(NamedVolumes):
 
     def _plan_copy(self, host: Host, pool: Pool, name: str, image: Image, live: Attachment | None) -> VolumePlan:
         source = _source_of(host, image, shared=live is not None)
-        method = _plan.choose_method(
+        method = _plan_clone.choose_method(
             source=source,
             pool=pool,
             wish=self._wish,
             live=live is not None,
             whole_file=_whole_file_would_do(image),
         )
-        if method == "reflink" and not (pool.path and can_share_extents(image.path, pool.path)):
-            method = "convert"
-        return _plan.plan_clone(
+        if method == "reflink":
+            from ._copy import can_share_extents
+
+            if not (pool.path and can_share_extents(image.path, pool.path)):
+                method = "convert"
+        return _plan_clone.plan_clone(
             name=name, pool=pool, source=source, wish=self._wish, method=method, live=live, stays=_what_stays(image)
         )
 

@@ -18,11 +18,17 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
-from . import _clusters, _holes, _locks, _plan, _requests, _sources, _staging
-from ._compress_plan import (
+from . import _clusters, _holes, _locks, _requests, _sources, _staging
+from ._directory import loop_devices_on
+from ._errors import Exchanged, InsufficientSpace, StorageError, ToolFailed
+from ._image_header import ImageHeader, read_header
+from ._inventory import Host, Image
+from ._libguestfs import Libguestfs
+from ._model import Attachment, Pool
+from ._named_volumes import NamedVolumes, gather_facts, need_image
+from ._plan_compress import (
     Compress,
     CompressPlan,
     CompressWish,
@@ -35,15 +41,10 @@ from ._compress_plan import (
     refuse_others,
     refuse_rewrite,
 )
-from ._directory import loop_devices_on
-from ._errors import Exchanged, InsufficientSpace, StorageError, ToolFailed
-from ._image_header import ImageHeader, read_header
-from ._inventory import Host, Image
-from ._libguestfs import Libguestfs
-from ._model import Attachment, Pool
-from ._named_volumes import NamedVolumes, gather_facts, need_image
-from ._plan import Facts, Plan
+from ._plan_image import empty_qcow2_bytes
+from ._plan_space import check_space
 from ._qemu_img import QemuImg
+from ._steps import Facts, Plan
 
 _CLUSTER_OVERHEAD = 24  # at most: L2 entry, its subclusters and a 64-bit reference count
 
@@ -105,7 +106,7 @@ class CompressTask(NamedVolumes):
             host.assert_refreshable(pool)
         if need:  # one at a time: each gives room back before the next
             names = [step.name for step in work if step.compression]
-            _plan.check_space(
+            check_space(
                 pool=pool, names=names, required=need, thin=0, available=host.free_bytes(pool), overcommit=True
             )
         self._savings = tuple(savings)
@@ -120,7 +121,7 @@ class CompressTask(NamedVolumes):
                 before = saved[step.name].before
                 used = self._compress(host, step)
                 after = _allocation(step.path)
-                saved[step.name] = replace(saved[step.name], after=after, compression=used if after < before else None)
+                saved[step.name] = saved[step.name]._replace(after=after, compression=used if after < before else None)
                 if after == before and not step.trim:
                     outcome = outcome.without(step.name)
                     continue
@@ -137,7 +138,7 @@ class CompressTask(NamedVolumes):
             raise
         host.tell_libvirt(pool)
         self._savings = tuple(saved[saving.name] for saving in plan.savings)
-        return replace(outcome, savings=self._savings)
+        return CompressPlan(outcome.volumes, outcome.work, self._savings)
 
     def extra_result(self, plan: Plan) -> dict[str, Any]:
         """The sums, and each volume's share."""
@@ -226,7 +227,7 @@ class CompressTask(NamedVolumes):
             return measured.required
         # qemu-img would count the backing files too.
         size = image.header.cluster_size or 0
-        return held.clusters * (size + _CLUSTER_OVERHEAD) + _plan.empty_qcow2_bytes(image.capacity, size)
+        return held.clusters * (size + _CLUSTER_OVERHEAD) + empty_qcow2_bytes(image.capacity, size)
 
     # -- do ----------------------------------------------------------------------------------------
 

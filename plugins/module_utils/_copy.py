@@ -18,8 +18,9 @@ from . import _directory, _live, _staging
 from ._errors import ToolFailed, UnsafeImage
 from ._image_header import read_header
 from ._libvirt import Connection
-from ._plan import CopyImage, qcow2_options
+from ._plan_image import qcow2_options
 from ._qemu_img import QemuImg
+from ._steps import CopyImage
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _FICLONERANGE = 0x4020940D

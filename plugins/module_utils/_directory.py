@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ._image_header import ImageHeader, raw_header, read_header
 from ._model import Ident
@@ -31,8 +31,7 @@ _LOOKS = 8  # at a file that keeps being exchanged
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
-@dataclass(frozen=True)
-class FileFacts:
+class FileFacts(NamedTuple):
     """One file or block device: identity, sizes in bytes, header, and the format mark if it has one.
 
     ``header`` is ``None`` for what isn't an image's home (directories, FIFOs, devices other than block) and

@@ -10,7 +10,7 @@ It counts live, persistent and saved definitions, every backing layer, and what 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from . import _xml
 from ._libvirt import DomainFacts
@@ -22,21 +22,20 @@ Locate = Callable[[_xml.SourceRef], "tuple[Ident, str] | None"]
 Below = Callable[[str, "str | None"], Iterable[Ident]]
 
 
-@dataclass(frozen=True)
-class SnapshotOfDomain:
+class SnapshotOfDomain(NamedTuple):
     """A domain snapshot together with the domain it belongs to."""
 
     domain: str
     snapshot: _xml.SnapshotDef
 
 
-@dataclass
 class DomainMap:
     """Attachments and stated formats by identity, and all domain snapshots."""
 
-    _attachments: dict[Ident, dict[tuple[str, str | None], Attachment]] = field(default_factory=dict)
-    _formats: dict[Ident, set[str]] = field(default_factory=dict)
-    snapshots: list[SnapshotOfDomain] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._attachments: dict[Ident, dict[tuple[str, str | None], Attachment]] = {}
+        self._formats: dict[Ident, set[str]] = {}
+        self.snapshots: list[SnapshotOfDomain] = []
 
     def attachments(self, ident: Ident) -> tuple[Attachment, ...]:
         """Every use of one piece of storage, sorted by domain and target."""

@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import _plan, _requests, _sources
-from ._apply import Worker
+from . import _plan_existing, _plan_image, _requests
 from ._inventory import Host, Image
 from ._model import Ident, Pool
-from ._named_volumes import NamedVolumes, find_image, gather_facts
-from ._plan import Facts, Plan, Source, VolumePlan, Wish
-from ._qemu_img import QemuImg
-from ._space import SpaceCheck
+from ._named_volumes import NamedVolumes, find_image, gather_facts, take_steps
+from ._steps import Facts, Plan, Source, VolumePlan, Wish
 
 
 class VolumeTask(NamedVolumes):
@@ -27,8 +24,6 @@ class VolumeTask(NamedVolumes):
         self._absent = params["state"] == "absent"
         self._wipe: bool = params["wipe"]
         self._wish = Wish() if self._absent else _requests.read_wish(params)
-        self._qemu_img = QemuImg()
-        self._space = SpaceCheck(self._qemu_img)
 
     def decide(self, host: Host) -> Plan:
         """Plan all names; raises before anything is done if one is refused."""
@@ -40,14 +35,16 @@ class VolumeTask(NamedVolumes):
 
     def carry_out(self, host: Host, plan: Plan) -> None:
         """Take the plan's steps."""
-        Worker(host, self._qemu_img).carry_out(plan)
+        take_steps(host, plan)
 
     def _decide_absent(self, host: Host, pool: Pool, images: Mapping[str, Image | None]) -> Plan:
+        from ._plan_delete import plan_delete
+
         plans: list[VolumePlan] = []
         going: list[tuple[str, str]] = []
         for name, image in images.items():
             plans.append(
-                _plan.plan_delete(
+                plan_delete(
                     name=name,
                     pool=pool,
                     volume=host.describe(image) if image is not None else None,
@@ -61,25 +58,32 @@ class VolumeTask(NamedVolumes):
 
     def _decide_present(self, host: Host, pool: Pool, images: Mapping[str, Image | None]) -> Plan:
         wish = self._wish
-        overlay = _plan.settle_mode(wish, _plan.settle_format(wish, pool)) == "backing"
+        overlay = _plan_image.settle_mode(wish, _plan_image.settle_format(wish, pool)) == "backing"
         missing = any(image is None for image in images.values())
         # What exists already is compared with its template only as an overlay: a full copy outlives its source.
         source, source_ident = self._find_source(host, overlay) if wish.has_source and (missing or overlay) else (None, None)
         plans = []
         for name, image in images.items():
             if image is None:
-                plans.append(_plan.plan_create(name=name, pool=pool, wish=wish, source=source))
+                from ._plan_create import plan_create
+
+                plans.append(plan_create(name=name, pool=pool, wish=wish, source=source))
                 continue
             same = image.backing is not None and image.backing.ident == source_ident
             facts = gather_facts(image) if wish.size is not None and wish.size > image.capacity else Facts()
-            planned = _plan.plan_existing(volume=host.describe(image), wish=wish, pool=pool, same_backing=same, facts=facts)
-            _sources.assert_growable(host, image, planned)
+            planned = _plan_existing.plan_existing(
+                volume=host.describe(image), wish=wish, pool=pool, same_backing=same, facts=facts
+            )
+            if planned.steps:
+                from ._sources import assert_growable
+
+                assert_growable(host, image, planned)
             plans.append(planned)
-        if any(planned.steps for planned in plans) and pool.stores_files:
-            host.assert_refreshable(pool)
-        return Plan(tuple(plans), warnings=self._space.check(host, pool, plans, overcommit=wish.overcommit))
+        return Plan(tuple(plans), warnings=self.assert_room(host, pool, plans, overcommit=wish.overcommit))
 
     def _find_source(self, host: Host, overlay: bool) -> tuple[Source, Ident]:
+        from . import _sources
+
         wish = self._wish
         if wish.template is not None:
             pool = host.pool(wish.template_pool or self.pool_name)

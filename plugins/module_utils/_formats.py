@@ -7,11 +7,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Settled:
+class Settled(NamedTuple):
     """The format to treat an image as, and the contradiction that forbids to read it as a source, if there is one."""
 
     format: str

@@ -15,8 +15,8 @@ from . import _locks, _pool_tools, _staging
 from ._errors import InsufficientSpace, ShrinkRefused, ToolFailed
 from ._image_header import read_header
 from ._libvirt import Connection
-from ._plan import Grow
 from ._qemu_img import QemuImg
+from ._steps import Grow
 
 _KEEP_SIZE = 0x01  # FALLOC_FL_KEEP_SIZE, fallocate(2)
 

@@ -19,10 +19,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from dataclasses import dataclass
 from typing import Any, NamedTuple
-
-from ._foreign_header import read_foreign
 
 # One read of this many bytes holds all there is to know about nearly every image.
 _HEAD_BYTES = 4096
@@ -69,8 +66,7 @@ _ENCRYPTIONS = {0: None, 1: "aes", _LUKS: "luks"}
 _COMPRESSIONS = {0: "zlib", 1: "zstd"}
 
 
-@dataclass(frozen=True)
-class SnapshotEntry:
+class SnapshotEntry(NamedTuple):
     """An internal snapshot; sizes and offsets in bytes, ``l1_size`` in entries, the date in Unix time."""
 
     id: str
@@ -83,8 +79,7 @@ class SnapshotEntry:
     l1_size: int
 
 
-@dataclass(frozen=True)
-class ImageHeader:
+class ImageHeader(NamedTuple):
     """What an image says about itself; when ``problem`` is set, what could be read before it."""
 
     format: str  # 'qcow2', 'raw', or a format that is only recognised: 'vmdk', 'luks', ...
@@ -120,6 +115,8 @@ def read_header(fd: int) -> ImageHeader:
         size = len(head)
     if head.startswith(_QCOW_MAGIC) and int.from_bytes(head[4:8], "big") >= 2:
         return _read_qcow2(fd, head, size)
+    from ._foreign_header import read_foreign  # here, since most images are qcow2
+
     foreign = read_foreign(fd, head, size)
     return ImageHeader(**foreign) if foreign else raw_header(size)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from . import _chains, _directory, _domains, _formats, _xml
 from ._errors import Unsupported, UnsafeImage
@@ -25,8 +25,7 @@ from ._names import STAGING_PREFIX, volume_uuid
 NOT_AN_IMAGE = "it is neither a file nor a block device"
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
     """A volume or file as the collection is going to treat it: facts, settled format, chain below."""
 
     name: str
@@ -47,22 +46,21 @@ class Image:
         return self.chain.layers[0] if self.chain.layers else None
 
 
-@dataclass
 class Host:
     """One hypervisor during one call; everything is looked up when first needed, and kept until forget()."""
 
-    connection: Connection
-    _pools: list[Pool] | None = None
-    _domain_map: _domains.DomainMap | None = None
-    _scans: dict[str, list[_directory.FileFacts]] = field(default_factory=dict)
-    _children: dict[Ident, list[tuple[Ident, Dependent | None]]] | None = None
-    _homes: dict[Ident, tuple[Pool, str]] | None = None
-    _reader: _chains.ChainReader = field(default_factory=_chains.ChainReader)
-    _looked: dict[str, Ident | None] = field(default_factory=dict)  # what was found at the paths of images
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._scans: dict[str, list[_directory.FileFacts]] = {}
+        self._looked: dict[str, Ident | None] = {}  # what was found at the paths of images
+        self.forget()
 
     def forget(self) -> None:
         """Drop what was seen, after a change or a wait."""
-        self._pools = self._domain_map = self._children = self._homes = None
+        self._pools: list[Pool] | None = None
+        self._domain_map: _domains.DomainMap | None = None
+        self._children: dict[Ident, list[tuple[Ident, Dependent | None]]] | None = None
+        self._homes: dict[Ident, tuple[Pool, str]] | None = None
         self._scans.clear()
         self._looked.clear()
         self._reader = _chains.ChainReader()

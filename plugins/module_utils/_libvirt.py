@@ -14,8 +14,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from . import _xml
@@ -43,8 +42,7 @@ def is_installed() -> bool:
     return libvirt is not None
 
 
-@dataclass(frozen=True)
-class DomainFacts:
+class DomainFacts(NamedTuple):
     """A domain as libvirt knows it: its documents (live, persistent, saved) and its snapshots' documents."""
 
     name: str

@@ -15,23 +15,23 @@ import os
 import select
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from . import _holes, _libvirt, _staging, _xml
 from ._errors import InsufficientSpace, Locked, StorageError, ToolFailed
 from ._libvirt import Connection
 from ._model import Attachment
-from ._plan import CopyImage, qcow2_options
+from ._plan_image import qcow2_options
 from ._qemu_img import QemuImg
 from ._staging import Staged
+from ._steps import CopyImage
 
 #: How long another job of the domain may be in the way, in seconds.
 JOB_TIMEOUT = 60.0
 _POLL = 0.1
 
 
-@dataclass(frozen=True)
-class Moment:
+class Moment(NamedTuple):
     """What a copy is of: ``offline``, ``filesystem`` or ``crash``; and what the user should know about the guest."""
 
     consistency: str

@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 #: What tells one piece of storage from another, whatever path leads to it:
 #: ``("file", st_dev, st_ino)``, ``("block", st_rdev, 0)``, ``("network", key, "")`` or, where nothing
@@ -20,8 +20,7 @@ FILE_POOL_TYPES = frozenset({"dir", "fs", "netfs", "vstorage"})
 NETWORK_POOL_TYPES = frozenset({"rbd", "sheepdog", "gluster", "iscsi-direct"})
 
 
-@dataclass(frozen=True)
-class Pool:
+class Pool(NamedTuple):
     """A storage pool; sizes in bytes."""
 
     name: str
@@ -60,8 +59,7 @@ class Pool:
         }
 
 
-@dataclass(frozen=True)
-class Attachment:
+class Attachment(NamedTuple):
     """One use of a volume by a domain; ``snapshot`` names the domain snapshot when only that refers to it."""
 
     domain: str
@@ -92,8 +90,7 @@ class Attachment:
         }
 
 
-@dataclass(frozen=True)
-class Backing:
+class Backing(NamedTuple):
     """What a volume's unwritten clusters are read from; ``chain`` goes from the direct backing to the base."""
 
     path: str
@@ -112,8 +109,7 @@ class Backing:
         }
 
 
-@dataclass(frozen=True)
-class Dependent:
+class Dependent(NamedTuple):
     """A volume whose backing chain includes the one that was asked for."""
 
     pool: str
@@ -124,8 +120,7 @@ class Dependent:
         return {"pool": self.pool, "name": self.name, "path": self.path}
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """An internal qcow2 snapshot; ``date`` is ISO 8601 in UTC, sizes in bytes."""
 
     name: str
@@ -138,8 +133,7 @@ class Snapshot:
         return {"name": self.name, "id": self.id, "date": self.date, "vm_state_size": self.vm_state_size}
 
 
-@dataclass(frozen=True)
-class Volume:
+class Volume(NamedTuple):
     """The public ``volume`` dict, sizes in bytes."""
 
     name: str
@@ -197,3 +191,12 @@ class Volume:
 
 #: The same shape for a volume that isn't there.
 ABSENT_DIFF = {"state": "absent"}
+
+
+def name_uses(uses: Iterable[Attachment]) -> str:
+    """Domains with what they use the volume for, in words."""
+    words = []
+    for use in uses:
+        how = f"snapshot {use.snapshot!r}" if use.snapshot else ("backing layer" if use.via == "backing" else "disk")
+        words.append(f"domain {use.domain!r} ({use.state}, {how} {use.target or ''}".rstrip() + ")")
+    return ", ".join(dict.fromkeys(words))

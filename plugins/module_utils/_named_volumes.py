@@ -2,21 +2,29 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What all use cases that change volumes share: the right to work on their names, and the look afterwards."""
+"""What all use cases that change volumes share: the right to work on their names, and the look afterwards.
+
+The hands (_apply and what it needs) are imported when there is something to do. Ansible sends modules as source in an
+archive, so each run compiles what it imports, and most runs find that all is as it should be.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from . import _live, _locks, _requests, _staging
+from . import _locks, _requests
 from ._directory import identify, look_at, loop_devices_on
 from ._errors import Unsupported, VolumeNotFound
 from ._inventory import NOT_AN_IMAGE, Host, Image
 from ._model import Ident, Pool, Volume
-from ._plan import Facts, Plan
+from ._names import STAGING_PREFIX
+from ._steps import Facts, Plan, VolumePlan
+
+if TYPE_CHECKING:
+    from ._live import Moment
 
 
 class NamedVolumes:
@@ -34,10 +42,24 @@ class NamedVolumes:
             if waited:
                 host.forget()
             if pool.stores_files and pool.path is not None:
-                _end_orphaned_jobs(host, pool.path)
-                _staging.sweep(pool.path)
+                _clear_leftovers(host, pool.path)
                 self._correct_libvirt(host, pool)
             yield
+
+    def assert_room(
+        self, host: Host, pool: Pool, plans: Sequence[VolumePlan], *, overcommit: bool
+    ) -> tuple[str, ...]:
+        """What must hold before any step is taken: libvirt can be told of it, and there is room. Returns warnings.
+
+        Raises UnsafeImage or InsufficientSpace.
+        """
+        if not any(planned.steps for planned in plans):
+            return ()
+        if pool.stores_files:
+            host.assert_refreshable(pool)
+        from ._space import SpaceCheck
+
+        return SpaceCheck().check(host, pool, plans, overcommit=overcommit)
 
     def extra_result(self, plan: Plan) -> dict[str, Any]:
         """Keys of the result beside those of all modules."""
@@ -57,6 +79,15 @@ class NamedVolumes:
             if listed != host.connection.knows_volume(pool, name):
                 host.tell_libvirt(pool)
                 return
+
+
+def take_steps(host: Host, plan: Plan) -> dict[str, Moment]:
+    """Take the plan's steps; returns of which moment each copy is, by name."""
+    from ._apply import Worker
+
+    worker = Worker(host)
+    worker.carry_out(plan)
+    return worker.moments
 
 
 def find_image(host: Host, pool: Pool, name: str) -> Image | None:
@@ -84,12 +115,18 @@ def gather_facts(image: Image | None) -> Facts:
     return Facts(opened=_locks.image_users(image.path), loop_devices=tuple(loop_devices_on(image.ident)))
 
 
-def _end_orphaned_jobs(host: Host, directory: str) -> None:
-    """End backup jobs that still write into what a killed run left, before that is removed."""
+def _clear_leftovers(host: Host, directory: str) -> None:
+    """Remove what killed runs left; backup jobs that still write into it are ended before."""
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        if not any(entry.name.startswith(STAGING_PREFIX) for entry in entries):
+            return
+    from . import _live, _staging
+
     if _staging.orphans(directory):
         for domain in host.connection.domains():
             if domain.live_xml is not None:
                 _live.abort_orphan(host.connection, domain.uuid)
+    _staging.sweep(directory)
 
 
 def _place_of(pool: Pool) -> Ident:

@@ -18,7 +18,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ._errors import InsufficientSpace, ToolFailed, ToolMissing, VolumeInUse
 
@@ -31,8 +31,7 @@ _PR_SET_PDEATHSIG = 1
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"])
 
 
-@dataclass(frozen=True)
-class Completed:
+class Completed(NamedTuple):
     """How a run of a tool ended."""
 
     returncode: int
@@ -72,8 +71,7 @@ def run_tool(argv: Sequence[str], pass_fds: Sequence[int], limited: bool) -> Com
     return Completed(process.returncode, stdout, stderr)
 
 
-@dataclass(frozen=True)
-class Measure:
+class Measure(NamedTuple):
     """What ``qemu-img measure`` foresees, in bytes: what must be written, and the most the image can grow to."""
 
     required: int

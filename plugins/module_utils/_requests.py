@@ -15,8 +15,9 @@ from typing import Any
 
 from ._errors import InvalidOption
 from ._names import check_name
-from ._plan import Rights, Wish, check_wish
+from ._plan_image import check_wish
 from ._size import parse_size
+from ._steps import Rights, Wish
 
 
 def read_names(params: Mapping[str, Any]) -> list[str]:

@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
 
 from . import _libvirt
 from ._errors import Exchanged, StorageError, ToolMissing
 from ._inventory import Host
 from ._model import Volume
-from ._plan import Plan
 from ._requests import warn_of_blanks
+from ._steps import Plan
 
 PlanT = TypeVar("PlanT", bound=Plan)
 
@@ -138,6 +137,9 @@ def _start(argument_spec: dict[str, Any]) -> _Module:
 
 def _find_libvirt(module: _Module) -> None:
     """Start anew in an interpreter of this host that has libvirt's binding (distributions ship it with theirs)."""
+    # Here, since hardly any run needs it.
+    from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
+
     if not has_respawned():
         candidates = ["/usr/bin/python3", "/usr/libexec/platform-python", "/usr/bin/python"]
         interpreter = probe_interpreters_for_module(candidates, "libvirt")

@@ -7,8 +7,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
-
 from . import _locks
 from ._domains import SnapshotOfDomain
 from ._errors import (
@@ -23,7 +21,7 @@ from ._errors import (
 from ._image_header import SnapshotEntry
 from ._inventory import Host, Image
 from ._model import Pool
-from ._plan import Grow, Source, VolumePlan
+from ._steps import Grow, Source, VolumePlan
 from ._xml import DiskDef, SnapshotDisk
 
 
@@ -51,7 +49,7 @@ def find_template(host: Host, *, template: str, pool: Pool, for_overlay: bool) -
             )
     in_pool = _lies_in_a_pool(host, image)
     if not in_pool and os.path.isabs(template) and _lies_in_a_directory_of_a_pool(host, template):
-        assert_no_way_out(host, replace(image, is_link=os.path.islink(template)), where)
+        assert_no_way_out(host, image._replace(is_link=os.path.islink(template)), where)
     if not in_pool and (for_overlay or not os.path.isabs(template)):
         raise UnsafeImage(
             f"The {where} lies outside every active pool of this host, so nothing would protect it from being changed or "

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import _plan
 from ._inventory import Host
 from ._model import Pool
-from ._plan import Step, VolumePlan
+from ._plan_image import empty_qcow2_bytes
+from ._plan_space import check_space
 from ._qemu_img import Measure, QemuImg
+from ._steps import CopyImage, CreateBlank, CreateOverlay, Delete, Grow, Step, VolumePlan
 
 
 class SpaceCheck:
     """Sums the needs of all steps of a call; asks qemu-img once for each different image."""
 
-    def __init__(self, qemu_img: QemuImg) -> None:
-        self._qemu_img = qemu_img
+    def __init__(self, qemu_img: QemuImg | None = None) -> None:
+        self._qemu_img = qemu_img or QemuImg()
         self._measured: dict[tuple[object, ...], Measure] = {}
 
     def check(self, host: Host, pool: Pool, plans: Sequence[VolumePlan], *, overcommit: bool) -> tuple[str, ...]:
@@ -32,7 +33,7 @@ class SpaceCheck:
             now, later = self._needs(step)
             required += now
             promised += max(now, later)
-        return _plan.check_space(
+        return check_space(
             pool=pool,
             names=[step.name for step in steps],
             required=required,
@@ -43,32 +44,32 @@ class SpaceCheck:
 
     def _needs(self, step: Step) -> tuple[int, int]:
         """Bytes that a step writes or reserves itself, and bytes that its volume can come to take."""
-        if isinstance(step, _plan.Delete):
+        if isinstance(step, Delete):
             return 0, 0
-        if isinstance(step, _plan.Grow):
+        if isinstance(step, Grow):
             added = step.capacity - step.capacity_before
             return (0 if step.preallocation == "off" else added), added
-        if isinstance(step, _plan.CreateOverlay):
-            return _plan.empty_qcow2_bytes(step.capacity, step.cluster_size), step.capacity
+        if isinstance(step, CreateOverlay):
+            return empty_qcow2_bytes(step.capacity, step.cluster_size), step.capacity
         if step.format == "raw" and step.preallocation != "off":
             return step.capacity, step.capacity
-        if isinstance(step, _plan.CreateBlank) and step.preallocation == "off":
+        if isinstance(step, CreateBlank) and step.preallocation == "off":
             if step.format == "raw":
                 return 0, step.capacity
-            return _plan.empty_qcow2_bytes(step.capacity, step.cluster_size), step.capacity
-        if isinstance(step, _plan.CopyImage) and step.method == "reflink":
+            return empty_qcow2_bytes(step.capacity, step.cluster_size), step.capacity
+        if isinstance(step, CopyImage) and step.method == "reflink":
             return 0, step.capacity  # the data is there already
-        if isinstance(step, _plan.CopyImage) and step.method == "backup" and step.format == "raw":
+        if isinstance(step, CopyImage) and step.method == "backup" and step.format == "raw":
             return step.source.capacity, step.capacity  # the job writes it whole; zeros are given back at the end
         measured = self._measure(step)
         now = measured.fully_allocated if step.preallocation in ("falloc", "full") else measured.required
         return now, max(now, step.capacity)
 
-    def _measure(self, step: _plan.CreateBlank | _plan.CopyImage) -> Measure:
+    def _measure(self, step: CreateBlank | CopyImage) -> Measure:
         options = {"cluster_size": str(step.cluster_size)} if step.cluster_size is not None else {}
-        if isinstance(step, _plan.CopyImage):
+        if isinstance(step, CopyImage):
             options.update((key, value) for key, value in step.features if key == "extended_l2")
-        if isinstance(step, _plan.CreateBlank):
+        if isinstance(step, CreateBlank):
             key: tuple[object, ...] = (step.format, step.capacity, step.cluster_size)
             if key not in self._measured:
                 self._measured[key] = self._qemu_img.measure_empty(

@@ -19,6 +19,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from . import _directory, _locks, _os_errors
 from ._errors import Exchanged, VolumeMismatch
@@ -31,8 +32,7 @@ _LIFE_BYTE = 1 << 61  # far behind QEMU's lock bytes: whoever holds it is alive 
 _SIGNATURES = frozenset(("security.evm", "security.ima"))
 
 
-@dataclass(frozen=True)
-class Ownership:
+class Ownership(NamedTuple):
     """Who may do what with a new volume's file; ``None`` leaves libvirt's defaults (this user, 0600)."""
 
     uid: int | None = None

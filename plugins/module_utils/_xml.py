@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ._model import Pool
 
 
-@dataclass(frozen=True)
-class SourceRef:
+class SourceRef(NamedTuple):
     """What a disk's ``<source>`` points to: a path, a volume of a pool, or a network name."""
 
     kind: str  # file | block | volume | network
@@ -27,8 +26,7 @@ class SourceRef:
     protocol: str | None = None
 
 
-@dataclass(frozen=True)
-class DiskDef:
+class DiskDef(NamedTuple):
     """One use of storage in a domain's definition; ``layers`` are the backing sources that libvirt lists."""
 
     target: str | None
@@ -41,8 +39,7 @@ class DiskDef:
     is_disk: bool = True
 
 
-@dataclass(frozen=True)
-class SnapshotDisk:
+class SnapshotDisk(NamedTuple):
     """What a domain snapshot did to one disk: how, and the overlay that came on top (external ones)."""
 
     target: str
@@ -50,8 +47,7 @@ class SnapshotDisk:
     overlay: SourceRef | None
 
 
-@dataclass(frozen=True)
-class SnapshotDef:
+class SnapshotDef(NamedTuple):
     """A libvirt domain snapshot: the disks as they were when it was taken, and what was made of them."""
 
     name: str
@@ -60,8 +56,7 @@ class SnapshotDef:
     domain_disks: tuple[DiskDef, ...]
 
 
-@dataclass(frozen=True)
-class VolumeDef:
+class VolumeDef(NamedTuple):
     """A volume as libvirt describes it; sizes in bytes."""
 
     name: str

@@ -13,7 +13,6 @@ import os
 import subprocess
 import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -116,7 +115,7 @@ class FakeConnection:
             raise LibvirtError(f"storage volume {asked.name!r} exists already")
         self.calls.append(("create", pool.name, asked.name))
         path = f"{pool.path or pool.name}/{asked.name}"
-        self._views[pool.uuid][asked.name] = replace(asked, key=path, path=path, type=pool.volume_type)
+        self._views[pool.uuid][asked.name] = asked._replace(key=path, path=path, type=pool.volume_type)
 
     def delete_volume(self, pool: Pool, name: str) -> bool:
         definition = self._views[pool.uuid].pop(name, None)
@@ -134,7 +133,7 @@ class FakeConnection:
     def resize_volume(self, pool: Pool, name: str, capacity: int) -> None:
         self.calls.append(("resize", pool.name, name, capacity))
         view = self._views[pool.uuid]
-        view[name] = replace(view[name], capacity=capacity)
+        view[name] = view[name]._replace(capacity=capacity)
 
     def domains(self) -> list[DomainFacts]:
         return list(self._domains.values())

@@ -7,13 +7,19 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ansible_collections.hypervisor.storage.plugins.module_utils import _plan
+from ansible_collections.hypervisor.storage.plugins.module_utils import (
+    _plan_create,
+    _plan_delete,
+    _plan_existing,
+    _plan_grow,
+    _plan_image,
+    _plan_space,
+)
 from ansible_collections.hypervisor.storage.plugins.module_utils._errors import StorageError
 from ansible_collections.hypervisor.storage.plugins.module_utils._model import (
     Attachment,
@@ -23,7 +29,7 @@ from ansible_collections.hypervisor.storage.plugins.module_utils._model import (
     Snapshot,
     Volume,
 )
-from ansible_collections.hypervisor.storage.plugins.module_utils._plan import (
+from ansible_collections.hypervisor.storage.plugins.module_utils._steps import (
     CopyImage,
     CreateBlank,
     CreateOverlay,
@@ -57,7 +63,7 @@ def volume(**changes: Any) -> Volume:
         name="web", uuid="5d0e7f1c-3bde-5f8a-a0f7-5f0f2a2c3d11", key="/pool/web", path="/pool/web", pool="default",
         type="file", format="qcow2", capacity=10 * MIB, allocation=200 * KIB, cluster_size=65536, compat="1.1",
     )  # fmt: skip
-    return replace(web, **changes)
+    return web._replace(**changes)
 
 
 def overlay(path: str = "/pool/base", **changes: Any) -> Volume:
@@ -66,7 +72,7 @@ def overlay(path: str = "/pool/base", **changes: Any) -> Volume:
 
 def use(**changes: Any) -> Attachment:
     disk = Attachment("vm1", "uuid-1", "running", "vda", "virtio", live=True, readonly=False, via="disk")
-    return replace(disk, **changes)
+    return disk._replace(**changes)
 
 
 def raised(reason: str, call: Any, *arguments: Any, **options: Any) -> StorageError:
@@ -95,7 +101,7 @@ def raised(reason: str, call: Any, *arguments: Any, **options: Any) -> StorageEr
     ],
 )
 def test_wishes_without_contradiction_pass(wish: Wish) -> None:
-    _plan.check_wish(wish)
+    _plan_image.check_wish(wish)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +122,7 @@ def test_wishes_without_contradiction_pass(wish: Wish) -> None:
     ],
 )
 def test_contradictions_are_refused(wish: Wish, word: str) -> None:
-    assert word in raised("invalid_option", _plan.check_wish, wish).msg
+    assert word in raised("invalid_option", _plan_image.check_wish, wish).msg
 
 
 @pytest.mark.parametrize(
@@ -134,9 +140,9 @@ def test_contradictions_are_refused(wish: Wish, word: str) -> None:
 )
 def test_format_follows_the_pool(wish: Wish, pool: Pool, expected: str) -> None:
     if expected == "unsupported":
-        raised("unsupported", _plan.settle_format, wish, pool)
+        raised("unsupported", _plan_image.settle_format, wish, pool)
     else:
-        assert _plan.settle_format(wish, pool) == expected
+        assert _plan_image.settle_format(wish, pool) == expected
 
 
 @pytest.mark.parametrize(
@@ -152,11 +158,11 @@ def test_format_follows_the_pool(wish: Wish, pool: Pool, expected: str) -> None:
     ],
 )
 def test_clone_mode_has_a_default_for_each_format(wish: Wish, image_format: str, expected: str | None) -> None:
-    assert _plan.settle_mode(wish, image_format) == expected
+    assert _plan_image.settle_mode(wish, image_format) == expected
 
 
 def test_a_raw_overlay_is_refused() -> None:
-    raised("invalid_option", _plan.settle_mode, Wish(template="base", clone_mode="backing"), "raw")
+    raised("invalid_option", _plan_image.settle_mode, Wish(template="base", clone_mode="backing"), "raw")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +178,7 @@ def test_a_raw_overlay_is_refused() -> None:
 )
 def test_preallocation_is_settled(asked: str | None, image_format: str, is_overlay: bool, expected: str) -> None:
     wish = Wish(preallocation=asked)
-    assert _plan.settle_preallocation(wish, image_format=image_format, overlay=is_overlay) == expected
+    assert _plan_image.settle_preallocation(wish, image_format=image_format, overlay=is_overlay) == expected
 
 
 @pytest.mark.parametrize(
@@ -184,7 +190,7 @@ def test_preallocation_is_settled(asked: str | None, image_format: str, is_overl
     ],
 )
 def test_what_a_format_cannot_do_is_refused(wish: Wish, image_format: str, is_overlay: bool) -> None:
-    raised("invalid_option", _plan.settle_preallocation, wish, image_format=image_format, overlay=is_overlay)
+    raised("invalid_option", _plan_image.settle_preallocation, wish, image_format=image_format, overlay=is_overlay)
 
 
 @pytest.mark.parametrize(
@@ -197,21 +203,21 @@ def test_what_a_format_cannot_do_is_refused(wish: Wish, image_format: str, is_ov
         (10 * MIB, TEMPLATE, 10 * MIB),
         (10 * MIB - 511, TEMPLATE, 10 * MIB),
         (11 * MIB, TEMPLATE, 11 * MIB),
-        (None, replace(TEMPLATE, capacity=1000), 1024),
-        (1000, replace(TEMPLATE, capacity=1000), 1024),
+        (None, TEMPLATE._replace(capacity=1000), 1024),
+        (1000, TEMPLATE._replace(capacity=1000), 1024),
     ],
 )
 def test_capacity_is_whole_sectors_and_at_least_the_source(
     size: int | None, source: Source | None, expected: int
 ) -> None:
     wish = Wish(size=size)
-    settled = _plan.settle_capacity(wish, name="web", source=source, image_format="qcow2", cluster_size=None)
+    settled = _plan_image.settle_capacity(wish, name="web", source=source, image_format="qcow2", cluster_size=None)
     assert settled == expected
 
 
 def test_capacity_of_a_blank_volume_must_be_given() -> None:
     error = raised(
-        "invalid_option", _plan.settle_capacity, Wish(),
+        "invalid_option", _plan_image.settle_capacity, Wish(),
         name="web", source=None, image_format="qcow2", cluster_size=None,
     )  # fmt: skip
     assert "'web'" in error.msg
@@ -219,7 +225,7 @@ def test_capacity_of_a_blank_volume_must_be_given() -> None:
 
 def test_smaller_than_the_source_is_refused() -> None:
     error = raised(
-        "shrink_refused", _plan.settle_capacity, Wish(size=10 * MIB - 512),
+        "shrink_refused", _plan_image.settle_capacity, Wish(size=10 * MIB - 512),
         name="web", source=TEMPLATE, image_format="qcow2", cluster_size=None,
     )  # fmt: skip
     assert error.facts == {"required": 10 * MIB}
@@ -237,10 +243,10 @@ def test_smaller_than_the_source_is_refused() -> None:
     ],
 )
 def test_no_image_is_larger_than_its_format(image_format: str, cluster_size: int | None, most: int) -> None:
-    assert _plan.largest_capacity(image_format, cluster_size) == most
+    assert _plan_image.largest_capacity(image_format, cluster_size) == most
 
     def settle(size: int) -> int:
-        return _plan.settle_capacity(
+        return _plan_image.settle_capacity(
             Wish(size=size), name="web", source=None, image_format=image_format, cluster_size=cluster_size
         )
 
@@ -255,7 +261,7 @@ def test_the_largest_qcow2_is_the_one_that_qemu_img_makes(tmp_path: Path, cluste
         argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", f"cluster_size={cluster_size}", "image", str(size)]
         return subprocess.run(argv, cwd=tmp_path, stderr=subprocess.DEVNULL, check=False).returncode
 
-    most = _plan.largest_capacity("qcow2", cluster_size)
+    most = _plan_image.largest_capacity("qcow2", cluster_size)
     assert create(most) == 0
     assert create(most + 512) != 0
 
@@ -299,7 +305,7 @@ def test_the_largest_qcow2_is_the_one_that_qemu_img_makes(tmp_path: Path, cluste
     ],
 )
 def test_create_is_one_step(pool: Pool, wish: Wish, source: Source | None, step: Any) -> None:
-    plan = _plan.plan_create(name="web", pool=pool, wish=wish, source=source)
+    plan = _plan_create.plan_create(name="web", pool=pool, wish=wish, source=source)
     assert plan.steps == (step,)
     assert plan.before == {"state": "absent"}
     made = plan.result
@@ -313,17 +319,17 @@ def test_create_is_one_step(pool: Pool, wish: Wish, source: Source | None, step:
 @pytest.mark.parametrize("pool", [LOGICAL, RBD])
 def test_only_whole_volumes_are_copied_into_pools_without_files(pool: Pool) -> None:
     def plan(source: Source) -> VolumePlan:
-        return _plan.plan_create(name="web", pool=pool, wish=Wish(template="base"), source=source)
+        return _plan_create.plan_create(name="web", pool=pool, wish=Wish(template="base"), source=source)
 
-    for source in (TEMPLATE, SNAPSHOT, replace(SNAPSHOT, home=(DIR, "web"))):
+    for source in (TEMPLATE, SNAPSHOT, SNAPSHOT._replace(home=(DIR, "web"))):
         raised("unsupported", plan, source)
-    (step,) = plan(replace(TEMPLATE, home=(DIR, "base"))).steps
+    (step,) = plan(TEMPLATE._replace(home=(DIR, "base"))).steps
     assert isinstance(step, CopyImage)
     assert (step.method, step.format) == ("libvirt", "raw")
 
 
 def test_the_prediction_of_a_blank_volume() -> None:
-    made = _plan.plan_create(name="web", pool=DIR, wish=Wish(size=MIB), source=None).result
+    made = _plan_create.plan_create(name="web", pool=DIR, wish=Wish(size=MIB), source=None).result
     assert made is not None
     assert made.to_result() == {
         "name": "web",
@@ -359,22 +365,22 @@ def test_the_prediction_of_a_blank_volume() -> None:
 def test_the_prediction_knows_what_is_reserved(
     wish: Wish, allocation: int, cluster_size: int | None, compat: str | None
 ) -> None:
-    made = _plan.plan_create(name="web", pool=DIR, wish=wish, source=None).result
+    made = _plan_create.plan_create(name="web", pool=DIR, wish=wish, source=None).result
     assert made is not None
     assert (made.allocation, made.cluster_size, made.compat) == (allocation, cluster_size, compat)
 
 
 def test_the_prediction_of_an_overlay_names_its_template() -> None:
-    plan = _plan.plan_create(name="web", pool=DIR, wish=FROM_TEMPLATE, source=TEMPLATE)
+    plan = _plan_create.plan_create(name="web", pool=DIR, wish=FROM_TEMPLATE, source=TEMPLATE)
     assert plan.after == {
         "state": "present", "pool": "default", "format": "qcow2", "capacity": 10 * MIB, "backing": "/pool/base",
     }  # fmt: skip
-    copied = _plan.plan_create(name="web", pool=DIR, wish=FROM_SNAPSHOT, source=SNAPSHOT)
+    copied = _plan_create.plan_create(name="web", pool=DIR, wish=FROM_SNAPSHOT, source=SNAPSHOT)
     assert copied.after["backing"] is None
 
 
 def test_the_prediction_in_a_pool_without_a_directory() -> None:
-    made = _plan.plan_create(name="web", pool=RBD, wish=Wish(size=MIB), source=None).result
+    made = _plan_create.plan_create(name="web", pool=RBD, wish=Wish(size=MIB), source=None).result
     assert made is not None
     assert (made.path, made.type, made.format) == ("web", "network", "raw")
 
@@ -392,7 +398,7 @@ def test_the_prediction_in_a_pool_without_a_directory() -> None:
     ],
 )
 def test_create_is_refused_before_anything_is_done(pool: Pool, wish: Wish, source: Source | None, reason: str) -> None:
-    raised(reason, _plan.plan_create, name="web", pool=pool, wish=wish, source=source)
+    raised(reason, _plan_create.plan_create, name="web", pool=pool, wish=wish, source=source)
 
 
 # -- what exists -----------------------------------------------------------------------------------
@@ -401,7 +407,7 @@ def test_create_is_refused_before_anything_is_done(pool: Pool, wish: Wish, sourc
 def plan_existing(
     there: Volume, wish: Wish, *, same: bool = False, facts: Facts = IDLE, pool: Pool = DIR
 ) -> VolumePlan:
-    return _plan.plan_existing(volume=there, wish=wish, pool=pool, same_backing=same, facts=facts)
+    return _plan_existing.plan_existing(volume=there, wish=wish, pool=pool, same_backing=same, facts=facts)
 
 
 @pytest.mark.parametrize(
@@ -496,7 +502,7 @@ def test_an_overlay_is_grown_above_its_template() -> None:
 
 
 def plan_grow(there: Volume, size: int, *, facts: Facts = IDLE) -> VolumePlan:
-    return _plan.plan_grow(volume=there, pool=DIR, size=size, preallocation=None, facts=facts)
+    return _plan_grow.plan_grow(volume=there, pool=DIR, size=size, preallocation=None, facts=facts)
 
 
 @pytest.mark.parametrize("size", [10 * MIB, 10 * MIB - 511])
@@ -581,7 +587,7 @@ def test_what_can_not_grow_while_in_use(attachments: tuple[Attachment, ...], fac
 def plan_delete(
     there: Volume | None, *, wipe: bool = False, facts: Facts = IDLE, going: tuple[tuple[str, str], ...] = ()
 ) -> VolumePlan:
-    return _plan.plan_delete(name="web", pool=DIR, volume=there, wipe=wipe, facts=facts, going=going)
+    return _plan_delete.plan_delete(name="web", pool=DIR, volume=there, wipe=wipe, facts=facts, going=going)
 
 
 def test_what_is_absent_stays_absent() -> None:
@@ -668,17 +674,17 @@ def test_an_empty_qcow2_takes_what_was_foretold(tmp_path: Path, capacity: int, c
     subprocess.run(argv, check=True)
     size = os.stat(tmp_path / "image").st_size
     # The file ends with what is used of its last cluster.
-    assert size <= _plan.empty_qcow2_bytes(capacity, cluster_size) < size + 2 * cluster_size
+    assert size <= _plan_image.empty_qcow2_bytes(capacity, cluster_size) < size + 2 * cluster_size
 
 
 def test_an_empty_qcow2_has_the_default_cluster_size() -> None:
-    assert _plan.empty_qcow2_bytes(MIB, None) == _plan.empty_qcow2_bytes(MIB, 65536)
+    assert _plan_image.empty_qcow2_bytes(MIB, None) == _plan_image.empty_qcow2_bytes(MIB, 65536)
 
 
 def check_space(
     required: int, thin: int, available: int, *, overcommit: bool = True, names: int = 1
 ) -> tuple[str, ...]:
-    return _plan.check_space(
+    return _plan_space.check_space(
         pool=DIR, names=[f"web{n}" for n in range(names)], required=required, thin=thin, available=available,
         overcommit=overcommit,
     )  # fmt: skip
@@ -721,7 +727,7 @@ def test_many_names_are_shortened() -> None:
 
 
 def test_a_plan_sums_up_its_volumes() -> None:
-    created = _plan.plan_create(name="web", pool=DIR, wish=Wish(size=MIB, preallocation="full"), source=None)
+    created = _plan_create.plan_create(name="web", pool=DIR, wish=Wish(size=MIB, preallocation="full"), source=None)
     kept = plan_existing(volume(name="db"), Wish())
     plan = Plan((created, kept))
     assert plan.changed
@@ -741,8 +747,8 @@ def test_a_plan_without_steps_changes_nothing() -> None:
 
 
 def test_the_words_of_the_other_steps() -> None:
-    overlaid = _plan.plan_create(name="web", pool=DIR, wish=FROM_TEMPLATE, source=TEMPLATE)
-    copied = _plan.plan_create(name="web", pool=DIR, wish=FROM_SNAPSHOT, source=SNAPSHOT)
+    overlaid = _plan_create.plan_create(name="web", pool=DIR, wish=FROM_TEMPLATE, source=TEMPLATE)
+    copied = _plan_create.plan_create(name="web", pool=DIR, wish=FROM_SNAPSHOT, source=SNAPSHOT)
     assert [step.text for step in overlaid.steps + copied.steps] == [
         "create qcow2 volume 'web' of 10485760 bytes (10 MiB) in pool 'default', "
         "backed by template 'base' of pool 'default'",

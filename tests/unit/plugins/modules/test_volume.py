@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils.common import respawn
 
-from ansible_collections.hypervisor.storage.plugins.module_utils import _libvirt, _locks, _runner, _staging
+from ansible_collections.hypervisor.storage.plugins.module_utils import _libvirt, _locks, _staging
 from ansible_collections.hypervisor.storage.plugins.module_utils._errors import InsufficientSpace
 from ansible_collections.hypervisor.storage.plugins.modules import volume
 from ansible_collections.hypervisor.storage.tests.unit.fake_hypervisor import Hypervisor, disk
@@ -371,8 +372,8 @@ def test_a_pool_without_files(lab: Hypervisor) -> None:
 @pytest.fixture
 def bare(lab: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> Hypervisor:
     monkeypatch.setattr(_libvirt, "is_installed", lambda: False)
-    monkeypatch.setattr(_runner, "has_respawned", lambda: False)
-    monkeypatch.setattr(_runner, "probe_interpreters_for_module", lambda paths, name: None)
+    monkeypatch.setattr(respawn, "has_respawned", lambda: False)
+    monkeypatch.setattr(respawn, "probe_interpreters_for_module", lambda paths, name: None)
     return lab
 
 
@@ -389,18 +390,18 @@ def test_an_interpreter_that_has_the_binding_takes_over(bare: Hypervisor, monkey
         asked.append((paths[0], name))
         return "/usr/bin/python3"
 
-    def respawn(interpreter: str) -> None:
+    def start_anew(interpreter: str) -> None:
         asked.append(interpreter)
         print("{}")
         raise SystemExit(0)
 
-    monkeypatch.setattr(_runner, "probe_interpreters_for_module", probe)
-    monkeypatch.setattr(_runner, "respawn_module", respawn)
+    monkeypatch.setattr(respawn, "probe_interpreters_for_module", probe)
+    monkeypatch.setattr(respawn, "respawn_module", start_anew)
     assert bare.run(volume, name="web", size="1M") == {}
     assert asked == [("/usr/bin/python3", "libvirt"), "/usr/bin/python3"]
 
 
 def test_who_has_respawned_does_not_do_so_again(bare: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_runner, "has_respawned", lambda: True)
-    monkeypatch.setattr(_runner, "probe_interpreters_for_module", lambda paths, name: pytest.fail("it was asked"))
+    monkeypatch.setattr(respawn, "has_respawned", lambda: True)
+    monkeypatch.setattr(respawn, "probe_interpreters_for_module", lambda paths, name: pytest.fail("it was asked"))
     assert bare.run(volume, name="web", size="1M")["reason"] == "tool_missing"

@@ -4,13 +4,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from ansible_collections.hypervisor.storage.plugins.module_utils import _compress_plan
-from ansible_collections.hypervisor.storage.plugins.module_utils._compress_plan import (
+from ansible_collections.hypervisor.storage.plugins.module_utils import _plan_compress
+from ansible_collections.hypervisor.storage.plugins.module_utils._plan_compress import (
     CompressPlan,
     CompressWish,
     FileFacts,
@@ -25,7 +24,7 @@ from ansible_collections.hypervisor.storage.plugins.module_utils._model import (
     Snapshot,
     Volume,
 )
-from ansible_collections.hypervisor.storage.plugins.module_utils._plan import Facts
+from ansible_collections.hypervisor.storage.plugins.module_utils._steps import Facts
 
 MIB = 1 << 20
 DIR = Pool("default", "5d6f2f4c-0b0f-4a4f-9f0a-1d2f3c4b5a69", "dir", "/pool")
@@ -35,9 +34,9 @@ WEB = Volume(
     type="file", format="qcow2", capacity=100 * MIB, allocation=50 * MIB, cluster_size=65536, compat="1.1",
 )  # fmt: skip
 STOPPED = Attachment("vm", "c5f1e7aa-7c33-4a9c-9f6e-0a4f7f1f6a10", "shutoff", "vda", "virtio", False, False, "disk")
-RUNNING = replace(STOPPED, state="running", live=True)
-BELOW = replace(STOPPED, via="backing", readonly=True)
-BELOW_RUNNING = replace(RUNNING, via="backing", readonly=True)
+RUNNING = STOPPED._replace(state="running", live=True)
+BELOW = STOPPED._replace(via="backing", readonly=True)
+BELOW_RUNNING = RUNNING._replace(via="backing", readonly=True)
 OVERLAY = Dependent("default", "over", "/pool/over")
 SNAPSHOT = Snapshot("s", "1", "2024-01-01T00:00:00Z", 0)
 
@@ -61,7 +60,7 @@ def reason_of(action: Any, **how: Any) -> str | None:
     ],
 )
 def test_only_qcow2_files(changes: dict[str, Any], pool: Pool, reason: str | None) -> None:
-    assert reason_of(_compress_plan.refuse_others, volume=replace(WEB, **changes), pool=pool) == reason
+    assert reason_of(_plan_compress.refuse_others, volume=WEB._replace(**changes), pool=pool) == reason
 
 
 @pytest.mark.parametrize(
@@ -80,8 +79,8 @@ def test_only_qcow2_files(changes: dict[str, Any], pool: Pool, reason: str | Non
     ],
 )
 def test_busy(changes: dict[str, Any], facts: Facts, above: list[Attachment], reason: str | None) -> None:
-    volume = replace(WEB, **changes)
-    assert reason_of(_compress_plan.refuse_busy, volume=volume, facts=facts, above=above) == reason
+    volume = WEB._replace(**changes)
+    assert reason_of(_plan_compress.refuse_busy, volume=volume, facts=facts, above=above) == reason
 
 
 @pytest.mark.parametrize(
@@ -96,7 +95,7 @@ def test_busy(changes: dict[str, Any], facts: Facts, above: list[Attachment], re
     ],
 )
 def test_trim(changes: dict[str, Any], reason: str | None) -> None:
-    obstacle = _compress_plan.obstacle_to_trim(volume=replace(WEB, **changes))
+    obstacle = _plan_compress.obstacle_to_trim(volume=WEB._replace(**changes))
     assert (obstacle.reason if obstacle else None) == reason
 
 
@@ -113,8 +112,8 @@ def test_trim(changes: dict[str, Any], reason: str | None) -> None:
     ],
 )
 def test_rewrite(changes: dict[str, Any], compression: str, file: FileFacts, reason: str | None) -> None:
-    volume = replace(WEB, **changes)
-    assert reason_of(_compress_plan.refuse_rewrite, volume=volume, compression=compression, file=file) == reason
+    volume = WEB._replace(**changes)
+    assert reason_of(_plan_compress.refuse_rewrite, volume=volume, compression=compression, file=file) == reason
 
 
 @pytest.mark.parametrize(
@@ -142,7 +141,7 @@ def test_rewrite(changes: dict[str, Any], compression: str, file: FileFacts, rea
 def test_worth(
     wish: CompressWish, gains: Gains, trims: bool, reclaimed: int, trim: bool | None, compression: str | None
 ) -> None:
-    planned, step, saving = _compress_plan.plan_compress(
+    planned, step, saving = _plan_compress.plan_compress(
         volume=WEB, pool=DIR, wish=wish, trims=trims, note=None, gains=gains
     )
     assert (step.trim if step else None) == trim
@@ -160,14 +159,14 @@ def test_worth(
 def test_text_names_what_is_done_and_why_not_more() -> None:
     wish = CompressWish(compression="zstd")
     gains = Gains(zeros=MIB, trimmed=2 * MIB, squeezed=3 * MIB)
-    _planned, step, _saving = _compress_plan.plan_compress(
+    _planned, step, _saving = _plan_compress.plan_compress(
         volume=WEB, pool=DIR, wish=wish, trims=True, note=None, gains=gains
     )
     assert step is not None and step.text == (
         "compress volume 'web' in pool 'default': trim what its guest's file systems don't use, rewrite it with zstd "
         f"compression; about {6 * MIB} bytes (6 MiB) less"
     )
-    _planned, step, _saving = _compress_plan.plan_compress(
+    _planned, step, _saving = _plan_compress.plan_compress(
         volume=WEB, pool=DIR, wish=CompressWish(), trims=False, note="no such tool", gains=gains
     )
     assert step is not None and step.text == (
@@ -177,7 +176,7 @@ def test_text_names_what_is_done_and_why_not_more() -> None:
 
 
 def test_estimates_never_go_below_nothing() -> None:
-    planned, _step, saving = _compress_plan.plan_compress(
+    planned, _step, saving = _plan_compress.plan_compress(
         volume=WEB, pool=DIR, wish=CompressWish(), trims=True, note=None, gains=Gains(trimmed=80 * MIB)
     )
     assert saving.after == planned.after["allocation"] == 0

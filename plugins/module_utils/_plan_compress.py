@@ -7,17 +7,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ._errors import StorageError, Unsupported, VolumeHasDependents, VolumeInUse
 from ._model import Attachment, Pool, Volume
-from ._plan import Facts, Plan, VolumePlan
 from ._size import human
+from ._steps import Facts, Plan, VolumePlan
 
 
-@dataclass(frozen=True)
-class CompressWish:
+class CompressWish(NamedTuple):
     """What the caller of ``volume_compress`` asks for; ``compression`` is ``None``, ``zlib`` or ``zstd``."""
 
     method: str = "auto"
@@ -25,8 +23,7 @@ class CompressWish:
     min_reclaim: int = 1 << 20
 
 
-@dataclass(frozen=True)
-class FileFacts:
+class FileFacts(NamedTuple):
     """What a rewrite has to know of a volume's file and header."""
 
     is_link: bool = False
@@ -34,8 +31,7 @@ class FileFacts:
     bitmaps: bool = False
 
 
-@dataclass(frozen=True)
-class Gains:
+class Gains(NamedTuple):
     """What was found in an image, in bytes: each part can be given back beside the others."""
 
     zeros: int = 0  # blocks of zeros, as holes
@@ -43,8 +39,7 @@ class Gains:
     squeezed: int = 0  # what compressing the other data takes off, by samples
 
 
-@dataclass(frozen=True)
-class Compress:
+class Compress(NamedTuple):
     """The work on one volume: trim first, then rewrite, else give back zeros in place; sizes in bytes."""
 
     pool: Pool
@@ -76,8 +71,7 @@ class Compress:
         )
 
 
-@dataclass(frozen=True)
-class Saving:
+class Saving(NamedTuple):
     """How one volume's allocation changes, in bytes; predicted until it is measured."""
 
     name: str
@@ -97,12 +91,15 @@ class Saving:
         }
 
 
-@dataclass(frozen=True)
 class CompressPlan(Plan):
     """A plan whose steps are of this module's own kind, at most one for a volume, in the order of the names."""
 
-    work: tuple[Compress, ...] = ()
-    savings: tuple[Saving, ...] = ()
+    def __init__(
+        self, volumes: tuple[VolumePlan, ...] = (), work: tuple[Compress, ...] = (), savings: tuple[Saving, ...] = ()
+    ) -> None:
+        super().__init__(volumes)
+        self.work = work
+        self.savings = savings
 
     @property
     def changed(self) -> bool:
@@ -114,10 +111,10 @@ class CompressPlan(Plan):
 
     def without(self, name: str) -> CompressPlan:
         """The same plan when it turned out that there is nothing to gain for one volume."""
-        return replace(
-            self,
-            volumes=tuple(replace(v, after=v.before) if v.name == name else v for v in self.volumes),
+        return CompressPlan(
+            volumes=tuple(v._replace(after=v.before) if v.name == name else v for v in self.volumes),
             work=tuple(step for step in self.work if step.name != name),
+            savings=self.savings,
         )
 
 
@@ -242,7 +239,7 @@ def plan_compress(
         steps=(),
         before={**volume.to_diff(), "allocation": volume.allocation},
         after={**volume.to_diff(), "allocation": after},
-        result=replace(volume, allocation=after),
+        result=volume._replace(allocation=after),
     )
     saving = Saving(volume.name, "trim" if trims else "zeros", compression if worth else None, volume.allocation, after)
     return planned, step if worth else None, saving

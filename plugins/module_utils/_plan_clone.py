@@ -1,0 +1,101 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""How to copy a volume whole, and what to do with a destination that is there. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ._errors import InvalidOption, VolumeMismatch
+from ._model import ABSENT_DIFF, Attachment, Pool, Volume
+from ._plan_create import predict, refuse_copy_without_files
+from ._plan_image import (
+    DEFAULT_CLUSTER_SIZE,
+    check_cluster_size,
+    settle_capacity,
+    settle_format,
+    settle_preallocation,
+)
+from ._size import round_up
+from ._steps import CloneWish, CopyImage, Source, VolumePlan, Wish, keep
+
+
+def choose_method(*, source: Source, pool: Pool, wish: CloneWish, live: bool, whole_file: bool) -> str:
+    """The fastest way of copying that is right: ``reflink`` if it can be done at all, ``convert``, ``backup``, ``libvirt``.
+
+    Raises Unsupported where there is none.
+    """
+    if not pool.stores_files:
+        refuse_copy_without_files(pool, source)
+        return "libvirt"
+    if live:
+        return "backup"
+    same = (wish.format or source.format) == source.format
+    same_clusters = wish.cluster_size in (None, source.cluster_size)
+    if whole_file and same and same_clusters and wish.preallocation in (None, "off"):
+        return "reflink"
+    return "convert"
+
+
+def plan_clone(
+    *, name: str, pool: Pool, source: Source, wish: CloneWish, method: str, live: Attachment | None, stays: Sequence[str]
+) -> VolumePlan:
+    """How to make a clone that isn't there; ``stays`` names what of the source is not copied."""
+    image_format = wish.format or (source.format if pool.stores_files else "raw")
+    as_wish = Wish(
+        size=wish.size, format=image_format, preallocation=wish.preallocation or "off", cluster_size=wish.cluster_size
+    )
+    settle_format(as_wish, pool)
+    if wish.cluster_size is not None:
+        check_cluster_size(wish.cluster_size)
+    preallocation = settle_preallocation(as_wish, image_format=image_format, overlay=False)
+    same_format = image_format == source.format == "qcow2"
+    cluster_size = wish.cluster_size or (source.cluster_size if same_format else None)
+    features = source.features if same_format else ()
+    if ("extended_l2", "on") in features and (cluster_size or DEFAULT_CLUSTER_SIZE) < 16384:
+        raise InvalidOption(f"cluster_size {cluster_size}: {source.label} has extended L2 entries, which need 16K or more.")
+    capacity = settle_capacity(
+        as_wish, name=name, source=source, image_format=image_format, cluster_size=cluster_size
+    )
+    step = CopyImage(
+        pool,
+        name,
+        image_format,
+        capacity,
+        source,
+        preallocation,
+        cluster_size,
+        wish.rights,
+        method=method,
+        features=features,
+        verify=wish.verify,
+        live=live,
+    )
+    made = predict(step)
+    warnings = tuple(f"The {what} of {source.label} are not copied." for what in stays)
+    return VolumePlan(name, (step,), dict(ABSENT_DIFF), made.to_diff(), made, warnings=warnings)
+
+
+def plan_existing_clone(*, volume: Volume, source: Source, wish: CloneWish) -> VolumePlan:
+    """What to do with a destination that is there: nothing; it is never overwritten. Raises VolumeMismatch."""
+    image_format = wish.format or source.format
+    there = f"Volume {volume.name!r} in pool {volume.pool!r} exists already"
+    hint = "It was left as it is: choose another name, or delete it first."
+    if volume.format != image_format:
+        raise VolumeMismatch(
+            f"{there} with format {volume.format}, not {image_format}. {hint}", expected=image_format, found=volume.format
+        )
+    least = max(round_up(source.capacity), round_up(wish.size) if wish.size is not None else 0)
+    if volume.capacity < least:
+        raise VolumeMismatch(
+            f"{there} with {volume.capacity} bytes, less than the {least} of the copy that was asked for. {hint}",
+            expected=least,
+            found=volume.capacity,
+        )
+    if volume.backing is not None:
+        raise VolumeMismatch(
+            f"{there} as an overlay of {volume.backing.path!r}, not as an independent copy. {hint}", found=volume.backing.path
+        )
+    return keep(volume)

@@ -1,0 +1,61 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Whether a volume may be deleted: refused while anybody uses it or needs it. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from ._errors import VolumeHasDependents, VolumeInUse
+from ._model import ABSENT_DIFF, Dependent, Pool, Volume, name_uses
+from ._steps import Delete, Facts, VolumePlan
+
+
+def plan_delete(
+    *, name: str, pool: Pool, volume: Volume | None, wipe: bool, facts: Facts, going: Collection[tuple[str, str]]
+) -> VolumePlan:
+    """How to delete a volume; ``going``: (pool, name) of those deleted before it by the same call.
+
+    Raises VolumeInUse or VolumeHasDependents.
+    """
+    if volume is None:
+        return VolumePlan(name, (), dict(ABSENT_DIFF), dict(ABSENT_DIFF), None)
+    refuse_harm(volume=volume, facts=facts, going=going)
+    step = Delete(pool, name, volume.path, volume.type, wipe)
+    return VolumePlan(name, (step,), volume.to_diff(), dict(ABSENT_DIFF), None)
+
+
+def refuse_harm(*, volume: Volume, facts: Facts, going: Collection[tuple[str, str]] = ()) -> None:
+    """Refuse to delete what somebody uses; raises VolumeInUse or VolumeHasDependents."""
+    where = f"volume {volume.name!r} of pool {volume.pool!r}"
+    if volume.attachments:
+        raise VolumeInUse(
+            f"Cannot delete {where}: it is attached to {name_uses(volume.attachments)}. "
+            "Detach it there (also from the persistent definition and snapshots) or delete the domain, then run again.",
+            attachments=[use.to_result() for use in volume.attachments],
+        )
+    staying = [d for d in volume.dependents if (d.pool, d.name) not in going]
+    if staying:
+        raise VolumeHasDependents(
+            f"Cannot delete {where}: {_names_of(staying)} {'needs' if len(staying) == 1 else 'need'} it as a backing file. "
+            "Delete or flatten what depends on it first.",
+            dependents=[d.to_result() for d in staying],
+        )
+    if facts.opened is not None:
+        raise VolumeInUse(
+            f"Cannot delete {where}: a process has it open ({facts.opened}), though no domain of this host uses it: a QEMU of "
+            "another host, a bare QEMU, qemu-nbd or qemu-img. 'lslocks' on the hosts that share the pool finds it.",
+            attachments=[],
+        )
+    if facts.loop_devices:
+        raise VolumeInUse(
+            f"Cannot delete {where}: {', '.join(facts.loop_devices)} has it as its file. Detach it ('losetup -d').",
+            attachments=[],
+        )
+
+
+def _names_of(dependents: Sequence[Dependent]) -> str:
+    shown = [f"{d.pool}/{d.name}" for d in dependents[:5]]
+    return ", ".join(shown) + (f" and {len(dependents) - 5} more" if len(dependents) > 5 else "")

@@ -1,0 +1,134 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What an image can be: format, mode, preallocation, size and clusters, settled from what is asked for. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ._errors import InvalidOption, InvalidSize, ShrinkRefused, Unsupported
+from ._model import Pool
+from ._size import MAX_BYTES, human, round_up
+from ._steps import Source, Wish
+
+
+DEFAULT_CLUSTER_SIZE = 65536
+_MAX_L1_BYTES = 32 << 20  # QCOW_MAX_L1_SIZE in block/qcow2.h of QEMU
+
+
+def check_wish(wish: Wish) -> None:
+    """Refuse options that contradict each other, whatever is there; raises InvalidOption or InvalidSize."""
+    if wish.template is not None and wish.snapshot is not None:
+        raise InvalidOption("template and snapshot exclude each other: give the one to start from.")
+    if (wish.snapshot is None) != (wish.snapshot_volume is None):
+        raise InvalidOption("snapshot and snapshot_volume go together: the snapshot's name, and the volume it is of.")
+    for option in ("template", "snapshot", "snapshot_volume"):
+        if getattr(wish, option) == "":
+            raise InvalidOption(f"{option} is empty: give a name, or leave the option out.")
+    if wish.clone_mode is not None and wish.template is None:
+        raise InvalidOption("clone_mode says how to use a template: give template too, or leave clone_mode out.")
+    if wish.template_pool is not None and wish.template is None:
+        raise InvalidOption("template_pool is where the template lies: give template too, or leave template_pool out.")
+    if wish.snapshot_pool is not None and wish.snapshot is None:
+        raise InvalidOption("snapshot_pool is where snapshot_volume lies: give snapshot too, or leave snapshot_pool out.")
+    if wish.cluster_size is not None:
+        check_cluster_size(wish.cluster_size)
+
+
+def check_cluster_size(cluster_size: int) -> None:
+    """Raises InvalidOption for what qcow2 can't have (docs/interop/qcow2.txt: 512 bytes to 2 MiB, a power of two)."""
+    if not 512 <= cluster_size <= 2 << 20 or cluster_size & (cluster_size - 1):
+        raise InvalidOption(
+            f"cluster_size {cluster_size} is not possible: a power of two from 512 to 2M is, for example 64K."
+        )
+
+
+def settle_format(wish: Wish, pool: Pool) -> str:
+    """The format of a volume to be made in a pool; raises Unsupported for qcow2 where volumes aren't files."""
+    chosen = wish.format or pool.default_format
+    if chosen == "qcow2" and not pool.stores_files:
+        raise Unsupported(
+            f"Pool {pool.name!r} (type {pool.type}) holds no image files, so its volumes are raw: leave format out, or "
+            "choose a pool that is a directory."
+        )
+    return chosen
+
+
+def settle_mode(wish: Wish, image_format: str) -> str | None:
+    """``backing`` or ``full`` for a template, ``None`` without one; raises InvalidOption for a raw overlay."""
+    if wish.template is None:
+        return None
+    if wish.clone_mode == "backing" and image_format == "raw":
+        raise InvalidOption(
+            "A raw volume can't have a backing file: use format qcow2 with clone_mode backing, or clone_mode full."
+        )
+    return wish.clone_mode or ("backing" if image_format == "qcow2" else "full")
+
+
+def settle_preallocation(wish: Wish, *, image_format: str, overlay: bool) -> str:
+    """What to reserve for a new volume; raises InvalidOption for what a format can't do."""
+    if image_format == "raw":
+        if wish.preallocation == "metadata":
+            raise InvalidOption("preallocation metadata is for qcow2; a raw volume has none: use off, falloc or full.")
+        if wish.cluster_size is not None:
+            raise InvalidOption("cluster_size is for qcow2; a raw volume has no clusters.")
+        return wish.preallocation or "falloc"
+    if overlay and wish.preallocation not in (None, "off"):
+        raise InvalidOption(
+            f"preallocation {wish.preallocation} would hide the template's data: "
+            "an overlay takes preallocation off; use clone_mode full to reserve space."
+        )
+    return wish.preallocation or "off"
+
+
+def largest_capacity(image_format: str, cluster_size: int | None) -> int:
+    """The most bytes an image can have (block/qcow2.c: the L1 table is 32 MiB at most)."""
+    if image_format != "qcow2":
+        return MAX_BYTES // 512 * 512
+    cluster = cluster_size or DEFAULT_CLUSTER_SIZE
+    return min(_MAX_L1_BYTES // 8 * (cluster // 8) * cluster, MAX_BYTES // 512 * 512)
+
+
+def settle_capacity(
+    wish: Wish, *, name: str, source: Source | None, image_format: str, cluster_size: int | None
+) -> int:
+    """The capacity of a volume to be made, in bytes; raises InvalidOption, InvalidSize or ShrinkRefused."""
+    if source is None:
+        if wish.size is None:
+            raise InvalidOption(f"size is needed to create the blank volume {name!r}, for example size: 10G.", name=name)
+        capacity = round_up(wish.size)
+    else:
+        least = round_up(source.capacity)
+        capacity = least if wish.size is None else round_up(wish.size)
+        if capacity < least:
+            raise ShrinkRefused(
+                f"Volume {name!r} can't be made with {capacity} bytes: {source.label} has {least} bytes "
+                f"({human(least)}). Leave size out or give at least that.",
+                required=least,
+            )
+    most = largest_capacity(image_format, cluster_size)
+    if capacity > most:
+        raise InvalidSize(
+            f"size: {capacity} bytes are more than a {image_format} volume can have "
+            f"({most} bytes{' with this cluster_size' if image_format == 'qcow2' else ''})."
+        )
+    return capacity
+
+
+def qcow2_options(cluster_size: int | None, features: Sequence[tuple[str, str]] = ()) -> dict[str, str]:
+    """Creation options of a qcow2 image; the version is always said, since old tools default to an old one."""
+    options = {"compat": "1.1", **dict(features)}
+    if cluster_size is not None:
+        options["cluster_size"] = str(cluster_size)
+    return options
+
+
+def empty_qcow2_bytes(capacity: int, cluster_size: int | None) -> int:
+    """What a new qcow2 without any data takes: header, L1 table, refcount table and block (docs/interop/qcow2.txt)."""
+    cluster = cluster_size or DEFAULT_CLUSTER_SIZE
+    l1_bytes = round_up(capacity, cluster // 8 * cluster) // (cluster // 8 * cluster) * 8
+    clusters = round_up(l1_bytes, cluster) // cluster + 2  # with the header and the refcount table
+    blocks = -(-clusters // (cluster * 8 // 16 - 1))  # a refcount block counts itself too
+    return (clusters + blocks) * cluster

@@ -128,6 +128,33 @@ def test_nobody_knows_himself_in_a_circle() -> None:
             del known[name]
 
 
+def imported_at_once(path: Path) -> set[str]:
+    """What of module_utils comes along when a file is imported, without the imports inside its functions."""
+    found: set[str] = set()
+    queue = [path]
+    while queue:
+        body = parse(queue.pop()).body
+        for node in body:
+            if isinstance(node, ast.ImportFrom) and (node.level or "hypervisor.storage" in (node.module or "")):
+                inner = (node.module or "") if node.level else (node.module or "").partition(".module_utils")[2].lstrip(".")
+                new = ({inner} if inner else {alias.name for alias in node.names}) - found
+                found |= new
+                queue += [PLUGINS / "module_utils" / f"{name}.py" for name in new]
+    return found
+
+
+@pytest.mark.parametrize("name", ["volume", "volume_info", "volume_resize"])
+def test_a_run_that_changes_nothing_imports_no_hands(name: str) -> None:
+    """Ansible sends source, so each run compiles what it imports: the hands wait until there is something to do."""
+    hands = set(LAYERS["deeds"].split()) | {
+        "_staging", "_qemu_img", "_libguestfs", "_pool_tools", "_clusters", "_holes", "_foreign_header",
+        "_plan_create", "_plan_delete", "_plan_clone", "_plan_compress", "_plan_space",
+    }  # fmt: skip
+    found = imported_at_once(PLUGINS / "modules" / f"{name}.py")
+    assert {"_runner", "_inventory", "_libvirt"} <= found
+    assert not found & hands
+
+
 @by_name
 def test_libraries_that_are_for_one_file_alone(path: Path) -> None:
     for library in libraries(path) & set(ONLY_FOR):

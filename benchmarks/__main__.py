@@ -39,15 +39,17 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a terminated run cleans up as an interrupted one does
     scale = Scale(rounds=arguments.rounds or (2 if arguments.quick else 5), quick=arguments.quick)
     kept = REPO / ".work" / "bench" / ("quick" if arguments.quick else "results")
-    measured = [measure(number, scale) for number in arguments.rows or sorted(ROWS)]
-    for row in measured:
+    failed = False
+    for number in arguments.rows or sorted(ROWS):
+        row = measure(number, scale)
         save(row, kept)
+        failed = failed or row.failure is not None
     target = kept if arguments.quick else REPO / "docs"
     rows = load(kept)
     write_report(rows, target / "benchmarks.md")
     write_chart(rows, target / "benchmarks.svg")
     say(f"{target / 'benchmarks.md'} and benchmarks.svg are written.")
-    return 1 if any(row.failure for row in measured) else 0
+    return int(failed)
 
 
 def measure(number: int, scale: Scale) -> Row:

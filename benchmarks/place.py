@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Callable
 from xml.sax.saxutils import escape
 
 import libvirt
@@ -66,6 +67,10 @@ class Place:
     def hypervisor(self) -> Hypervisor:
         return self.another_hypervisor("hv")
 
+    def undo(self, function: Callable[[], object]) -> None:
+        """Have this done at the end, before what was made earlier goes."""
+        self._undo.callback(function)
+
     def another_hypervisor(self, name: str) -> Hypervisor:
         running = Hypervisor(self.root / name)
         self._undo.callback(running.stop)
@@ -81,17 +86,17 @@ class Hypervisor:
         if done.returncode != 0:
             raise Failure(done.stderr)
         self.uri = done.stdout.strip()
-        self.connection = libvirt.open(self.uri)
+        self.conn = libvirt.open(self.uri)
 
     def pool(self, name: str, path: Path) -> libvirt.virStoragePool:
         path.mkdir(exist_ok=True)
-        pool = self.connection.storagePoolDefineXML(
+        pool = self.conn.storagePoolDefineXML(
             f"<pool type='dir'><name>{escape(name)}</name><target><path>{escape(str(path))}</path></target></pool>")
         pool.create()
         return pool
 
     def stop(self) -> None:
-        self.connection.close()
+        self.conn.close()
         sh(sys.executable, _HYPERVISOR, "stop", self.root)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Callable
 
 from ..results import Table
-from . import compressing, copying, create, listing, noop, reflink, reserving
+from . import compressing, copying, create, fleet, listing, live, noop, reflink, reserving
 from .scale import Scale
 
 __all__ = ["ROWS", "Scale"]
@@ -25,4 +25,6 @@ ROWS: dict[int, tuple[str, Callable[[Scale], Iterator[Table]]]] = {
     7: ("Compressing: zeros given back in place", compressing.measure_zeros),
     8: ("Compressing: rewritten", compressing.measure_rewrite),
     9: ("A raw volume, all space reserved", reserving.measure),
+    10: ("A clone of a busy guest's disk", live.measure),
+    11: ("A fleet of hypervisors in one play", fleet.measure),
 }

@@ -57,7 +57,7 @@ class Crowd:
             (self.images / f"v{number:05}").write_bytes(forms[form])
         self.hypervisor.pool("default", self.images)
         for number in range(DOMAINS):
-            self.hypervisor.connection.defineXML(_domain(f"vm{number}", self.images / f"v{100 + number:05}"))
+            self.hypervisor.conn.defineXML(_domain(f"vm{number}", self.images / f"v{100 + number:05}"))
 
 
 def _domain(name: str, image: Path) -> str:

@@ -18,7 +18,7 @@ from .hypervisors import Hypervisor
 from .images import sh, wait_until
 
 BOOT_SECONDS = 60  # it is emulated; a few seconds on an idle machine
-MODULES = ("virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_console")
+MODULES = ("virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_console", "virtio_net")
 AGENT = "/usr/sbin/qemu-ga"
 INIT = """#!/bin/busybox sh
 /bin/busybox --install -s /bin

@@ -57,7 +57,7 @@ def grow(hypervisor, place, guest):
 
     def run(*arguments):
         argv = [str(BIN / "ansible-playbook"), "-i", inventory, book, *arguments]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=400, check=False,
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=1200, check=False,
                               env=environment(ANSIBLE_COLLECTIONS_PATH=collections()))
         assert done.returncode == 0, done.stdout + done.stderr + guest.said()[-2000:]
         return json.loads(out.read_text())

@@ -90,6 +90,24 @@ def test_modules_by_full_name_and_no_shell(role: str) -> None:
                 assert module.rpartition(".")[2] not in SHELLS, f"{task['name']}: {module}"
 
 
+#: Whose workflow has to do with other hosts: guests, and hypervisors that may share the storage.
+OTHERS = {"grow_volume", "delete_volume", "reclaim_space"}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_privileges_of_its_own_and_no_other_hosts_without_need(role: str) -> None:
+    for task in tasks_of(role):
+        assert not [word for word in task if word.startswith("become")], f"{task['name']}: the play decides"
+        assert "delegate_to" not in task or role in OTHERS, task["name"]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_result_for_later_plays_and_for_awx(role: str) -> None:
+    facts = [name for task in tasks_of(role) for name in task.get("ansible.builtin.set_fact", {})]
+    stats = [name for task in tasks_of(role) for name in task.get("ansible.builtin.set_stats", {}).get("data", {})]
+    assert f"{role}_result" in facts and set(stats) == {f"{role}_result"}
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_playbook_of_the_same_name(role: str) -> None:
     path = REPO / "playbooks" / f"{role}.yml"

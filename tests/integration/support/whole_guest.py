@@ -17,7 +17,7 @@ from typing import Any
 
 import libvirt_qemu
 
-from .guests import Guest
+from .guests import BOOT_SECONDS, Guest
 from .hypervisors import Hypervisor, disk
 from .images import MIB, sh
 
@@ -62,7 +62,7 @@ class WholeGuest(Guest):
 
     def ansible(self) -> dict[str, Any]:
         """Variables of the inventory, once it is ready."""
-        self.wait_for("\nready")
+        self.wait_for("\nready", 5 * BOOT_SECONDS)
         port = free_port()
         self.monitor(f"hostfwd_add hostnet0 tcp:127.0.0.1:{port}-:22")
         return {

@@ -4,7 +4,8 @@
 
 """Killed at any moment of any kind of work: nothing is lost, nothing is half, and the next run finishes.
 
-``HYPERVISOR_STORAGE_MOMENTS=30`` kills at that many moments of each kind.
+``HYPERVISOR_STORAGE_MOMENTS=30`` kills at that many moments of each kind, spread over the time from the first touch of
+the pool to the end; ``HYPERVISOR_STORAGE_RECORD=PATH`` writes down what each of them met and left.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shutil
 import signal
+import subprocess
 import time
+from dataclasses import replace
 
 import libvirt
 import pytest
 from conftest import at_work_in
-from support.faults import CONTENT, FULL, KINDS, State, Tree, moments, state_of
+from support.faults import CONTENT, FULL, KINDS, State, Tree, moments, record, state_of
 from support.hypervisors import Hypervisor, Pool, disk, domain_xml, guest_writes
-from support.images import MIB, digest, file_sha, sh, sha, wait_until
+from support.images import MIB, digest, file_sha, noise, sh, sha, used, wait_until
+from support.images import info as image_info
 from support.jobs import has_no_job, hold_job_of, jobs, set_speed
-from support.runs import finish_module, run_module, start_module
+from support.runs import environment, finish_module, run_module, start_module
 
 MOMENTS = int(os.environ.get("HYPERVISOR_STORAGE_MOMENTS", "3"))
 
@@ -57,6 +62,20 @@ def stop(running):
             running.destroy()
 
 
+def rehearse(kind, conn, pool, masters, prefix=()):
+    """Once to the end: how long it works after its first touch of the pool."""
+    kind.lay_out(masters, pool.path)
+    running = started(kind, conn, pool)
+    tree = Tree(kind.module, {"uri": pool.hypervisor.uri, "pool": pool.name, **kind.wish}, prefix=prefix)
+    began = tree.wait_for_work(pool.path)
+    result = finish_module(tree.process, 120)
+    seconds = time.monotonic() - began
+    stop(running)
+    assert result.get("changed"), result
+    kind.assert_done(pool.path)
+    return seconds
+
+
 @pytest.mark.parametrize("everything", [False, True], ids=["group", "all"])
 @pytest.mark.parametrize("name", KINDS)
 def test_killed(hypervisor, pool, masters, name, everything):
@@ -65,32 +84,23 @@ def test_killed(hypervisor, pool, masters, name, everything):
     if everything and "live" not in name:
         return  # nothing has a session of its own
     params = {"uri": hypervisor.uri, "pool": pool.name, **kind.wish}
-
-    def rehearse():
-        kind.lay_out(masters, pool.path)
-        running = started(kind, hypervisor.conn, pool)
-        began = time.monotonic()
-        result = run_module(kind.module, params)
-        seconds = time.monotonic() - began
-        stop(running)
-        assert result.get("changed"), result
-        kind.assert_done(pool.path)
-        return seconds
-
-    met = 0
-    seconds = rehearse()
-    # The first third is Python that looks for its modules.
-    for moment in moments(MOMENTS, seconds, seconds / 3):
+    seconds = rehearse(kind, hypervisor.conn, pool, masters)
+    found = []
+    for moment in moments(MOMENTS, seconds):
         kind.lay_out(masters, pool.path)
         running = started(kind, hypervisor.conn, pool)
         tree = Tree(kind.module, params)
+        tree.wait_for_work(pool.path)
         time.sleep(moment)
-        met += tree.kill(everything=everything)
+        found.append(tree.freeze(pool.path))
+        tree.kill(everything=everything)
         if running is not None:
             assert is_well(running)
             if not everything:
-                wait_until(lambda: has_no_job(running), timeout=5)  # noqa: B023
+                wait_until(lambda: has_no_job(running), timeout=10)  # noqa: B023
         kind.assert_nothing_lost(pool.path)
+        record(killed="all" if everything else "group", kind=name, moment=moment, of=seconds, found=found[-1],
+               new=kind.is_done(pool.path), left=leftovers(pool))
         result = run_module(kind.module, params)
         assert not result.get("failed"), (moment, result)
         kind.assert_done(pool.path)
@@ -98,7 +108,11 @@ def test_killed(hypervisor, pool, masters, name, everything):
             assert has_no_job(running) and is_well(running), moment
         stop(running)
         assert at_work_in(pool.path) == []
-    assert met >= MOMENTS // 2, "they ended before they were killed: the moments are wrong"
+    assert found.count("over") <= MOMENTS // 2 and "at work" in found, ("the moments are wrong", found)
+
+
+def leftovers(pool):
+    return sum(name.startswith(".") for name in os.listdir(pool.path))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -109,24 +123,32 @@ def test_libvirtd_is_killed(mortal, place, masters, name):
     pool = Pool(mortal, f"mortal{number}", place / f"mortal{number}")
     pool.virt.setAutostart(1)
     params = {"uri": mortal.uri, "pool": pool.name, **kind.wish}
-    kind.lay_out(masters, pool.path)
-    running = started(kind, mortal.conn, pool)
-    process = start_module(kind.module, params)
-    wait_until(lambda: at_work_in(pool.path) or process.poll() is not None)
-    mortal.restart()
-    result = finish_module(process)
-    assert not result.get("failed") or result["reason"] in ("connection_failed", "libvirt_error", "tool_failed"), result
-    if running is not None:
-        running = mortal.conn.lookupByName(running.name())
-        assert is_well(running)
-        wait_until(lambda: has_no_job(running), timeout=10)
-    kind.assert_nothing_lost(pool.path)
-    result = run_module(kind.module, params)
-    assert not result.get("failed"), result
-    kind.assert_done(pool.path)
-    if running is not None:
-        assert has_no_job(running) and is_well(running)
-        running.destroy()
+    # In CI once, in the middle of it.
+    seconds = rehearse(kind, mortal.conn, pool, masters) if MOMENTS > 3 else 0
+    for moment in moments(MOMENTS if MOMENTS > 3 else 1, seconds):
+        kind.lay_out(masters, pool.path)
+        running = started(kind, mortal.conn, pool)
+        tree = Tree(kind.module, params)
+        tree.wait_for_work(pool.path)
+        time.sleep(moment)
+        over = tree.process.poll() is not None
+        os.kill(int((mortal.root / "libvirtd.pid").read_text()), signal.SIGKILL)
+        mortal.restart()
+        result = finish_module(tree.process)
+        assert not result.get("failed") or result["reason"] in ("connection_failed", "libvirt_error", "tool_failed"), result
+        if running is not None:
+            running = mortal.conn.lookupByName(running.name())
+            assert is_well(running)
+            wait_until(lambda: has_no_job(running), timeout=10)  # noqa: B023
+        kind.assert_nothing_lost(pool.path)
+        record(killed="libvirtd", kind=name, moment=moment, of=seconds, found="over" if over else "at work",
+               new=kind.is_done(pool.path), left=leftovers(pool), reason=result.get("reason"))
+        result = run_module(kind.module, params)
+        assert not result.get("failed"), result
+        kind.assert_done(pool.path)
+        if running is not None:
+            assert has_no_job(running) and is_well(running)
+            running.destroy()
 
 
 TRIMS = """#!/bin/sh
@@ -148,21 +170,104 @@ def trimming(place):
 
 
 def test_killed_while_trimming(hypervisor, pool, masters, trimming):
-    kind = KINDS["compress in place"]
-    params = {"uri": hypervisor.uri, "pool": pool.name, "name": "a", "method": "trim", "min_reclaim": "64K"}
-    kind.lay_out(masters, pool.path)
-    began = time.monotonic()
-    assert run_module("volume_compress", params, prefix=trimming)["changed"]
-    seconds = time.monotonic() - began
-    for moment in moments(MOMENTS, seconds, seconds / 3):
+    kind = replace(KINDS["compress in place"], wish={"name": "a", "method": "trim", "min_reclaim": "64K"})
+    params = {"uri": hypervisor.uri, "pool": pool.name, **kind.wish}
+    seconds = rehearse(kind, hypervisor.conn, pool, masters, trimming)
+    for moment in moments(MOMENTS, seconds):
         kind.lay_out(masters, pool.path)
         tree = Tree("volume_compress", params, prefix=trimming)
+        tree.wait_for_work(pool.path)
         time.sleep(moment)
+        found = tree.freeze(pool.path)
         tree.kill(everything=True)
         kind.assert_nothing_lost(pool.path)
+        record(killed="all", kind="trim (discards alone)", moment=moment, of=seconds, found=found, new=None, left=leftovers(pool))
         result = run_module("volume_compress", params, prefix=trimming)
         assert not result.get("failed"), (moment, result)
         kind.assert_done(pool.path)
+
+
+#: The most room that the disk takes when the deleted file's 16 MiB are given back.
+TRIMMED = 12 * MIB
+
+
+@pytest.fixture
+def guest_disk(place):
+    """ext4 on the whole disk, with a file that stays and one that was deleted."""
+    bench = place / "bench"
+    bench.mkdir()
+    raw = bench / "raw"
+    raw.touch()
+    os.truncate(raw, 48 * MIB)
+    sh("mke2fs", "-q", "-F", "-t", "ext4", "-E", "nodiscard", raw)
+    with mounted(raw, bench / "mount") as mount:
+        (mount / "keep").write_bytes(noise(3 * MIB, "keep"))
+        (mount / "gone").write_bytes(noise(16 * MIB, "gone"))
+        sh("sync", "-f", mount)
+        (mount / "gone").unlink()
+    sh("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, bench / "disk")
+    yield bench / "disk"
+    shutil.rmtree(bench)
+
+
+@contextlib.contextmanager
+def mounted(image, on):
+    on.mkdir(exist_ok=True)
+    sh("mount", "-o", "loop,nodiscard", image, on)
+    try:
+        yield on
+    finally:
+        sh("umount", on)
+
+
+def assert_files_stand(path, bench):
+    """The file that stays is there, on a file system without a fault."""
+    assert image_info(path)["format"] == "qcow2"
+    checked = subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", path], check=False, capture_output=True)
+    assert checked.returncode in (0, 3), checked.stderr
+    sh("qemu-img", "convert", "-f", "qcow2", "-O", "raw", path, bench / "seen")
+    with mounted(bench / "seen", bench / "mount") as mount:  # plays its journal
+        assert (mount / "keep").read_bytes() == noise(3 * MIB, "keep")
+        assert not (mount / "gone").exists()
+    sh("e2fsck", "-fn", bench / "seen")
+
+
+def test_killed_in_virt_sparsify(hypervisor, pool, guest_disk):
+    """With the real virt-sparsify, which runs a machine of its own: first on a throw-away overlay, then on the volume."""
+    params = {"uri": hypervisor.uri, "pool": pool.name, "name": "a", "method": "trim"}
+    scratch = guest_disk.parent / "tmp"
+
+    def start():
+        shutil.copy(guest_disk, pool / "a")
+        scratch.mkdir(exist_ok=True)
+        return Tree("volume_compress", params, extra={"TMPDIR": str(scratch)})
+
+    seconds = 0.0
+    if MOMENTS > 3:
+        tree = start()
+        began = tree.wait_for_work(pool.path)
+        assert finish_module(tree.process, 300).get("changed")
+        seconds = time.monotonic() - began
+    for moment in moments(MOMENTS if MOMENTS > 3 else 1, seconds):
+        tree = start()
+        if MOMENTS > 3:
+            tree.wait_for_work(pool.path)
+            time.sleep(moment)
+        else:  # one machine's life takes seconds: meet the second one, whose disk is the volume, in the middle
+            wait_until(lambda: tree.writes_to(pool / "a"), timeout=300)  # noqa: B023
+            time.sleep(0.5)
+        found = tree.freeze(pool.path)
+        tree.kill(everything=True)
+        wait_until(lambda: at_work_in(pool.path) == [])
+        assert_files_stand(pool / "a", guest_disk.parent)
+        left = used(pool / "a")
+        record(killed="all", kind="trim", moment=moment, of=seconds, found=found, new=left <= TRIMMED, left=leftovers(pool))
+        result = finish_module(start_module("volume_compress", params, env=environment(TMPDIR=str(scratch))), 300)
+        assert not result.get("failed"), (moment, result)
+        assert_files_stand(pool / "a", guest_disk.parent)
+        assert used(pool / "a") <= TRIMMED
+        assert os.listdir(pool.path) == ["a"]
+        assert [path for path in scratch.glob("*/*") if "hypervisor.storage-partial" in path.name] == []
 
 
 def test_what_a_living_run_stages_is_never_swept(hypervisor, pool, domain):

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -75,6 +76,15 @@ class Kind:
             found = [state_of(directory / name, state) for state in allowed if state is not None]
             wanted = [state.content for state in allowed if state is not None]
             assert any(f == w for f, w in zip(found, wanted)), f"{name} is neither what it was nor what it was to become"
+
+    def is_done(self, directory: Path) -> bool:
+        """Whether the new state is there, after assert_nothing_lost()."""
+        for name, state in self.changes.items():
+            if not (directory / name).exists():
+                return state is None
+            return state is not None and (name not in self.before or state.content != self.before[name].content) and (
+                state_of(directory / name, state) == state.content)
+        return False
 
     def assert_done(self, directory: Path) -> None:
         """All is as it was to become, and nothing else is there."""
@@ -149,10 +159,10 @@ def state_of(path: Path, state: State) -> str | None:
 class Tree:
     """A module's process with all that it starts, in whatever session, known by a mark in their environment."""
 
-    def __init__(self, module: str, params: dict[str, Any], **how: Any) -> None:
+    def __init__(self, module: str, params: dict[str, Any], *, extra: dict[str, str] | None = None, **how: Any) -> None:
         self._mark = f"HYPERVISOR_STORAGE_TREE={secrets.token_hex(8)}"
-        self.began = time.monotonic()
-        self.process = start_module(module, params, env=environment(**dict([self._mark.split("=")])), **how)
+        marked = environment(**dict([self._mark.split("=")]), **(extra or {}))
+        self.process = start_module(module, params, env=marked, **how)
 
     def members(self) -> list[int]:
         found = []
@@ -161,6 +171,42 @@ class Tree:
                 if self._mark.encode() in (entry / "environ").read_bytes():
                     found.append(int(entry.name))
         return found
+
+    def touches(self, directory: Path) -> bool:
+        """Whether the module or a tool that it runs has something of the directory open, also a file without a name."""
+        pids = [str(self.process.pid)]
+        for pid in pids:
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                pids += Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+                for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                    with contextlib.suppress(OSError):
+                        if os.readlink(descriptor).startswith(f"{directory}/"):
+                            return True
+        return False
+
+    def wait_for_work(self, directory: Path) -> float:
+        """Until it first touches the directory or ends: Python has looked for its modules by then. The moment of it."""
+        while not self.touches(directory) and self.process.poll() is None:
+            time.sleep(0.001)
+        return time.monotonic()
+
+    def writes_to(self, path: Path) -> bool:
+        """Whether one of them has a file open for writing."""
+        for pid in self.members():
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                    flags = Path(f"/proc/{pid}/fdinfo/{descriptor.name}").read_text().split("flags:")[1].split()[0]
+                    if os.readlink(descriptor) == str(path) and int(flags, 8) & os.O_ACCMODE:
+                        return True
+        return False
+
+    def freeze(self, directory: Path) -> str:
+        """Stop it where it is, to be killed there: ``at work`` in the directory, ``between`` two deeds, or ``over``."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGSTOP)
+        if self.process.poll() is not None:
+            return "over"
+        return "at work" if self.touches(directory) else "between"
 
     def kill(self, *, everything: bool) -> bool:
         """SIGKILL to the process group, or really to all, the guardian too; whether it was still at work."""
@@ -173,6 +219,14 @@ class Tree:
                     os.kill(pid, signal.SIGKILL)
         self.process.communicate()
         return alive
+
+
+def record(**facts: Any) -> None:
+    """Add a line to the record that a long run may be asked for (``HYPERVISOR_STORAGE_RECORD``: a path)."""
+    path = os.environ.get("HYPERVISOR_STORAGE_RECORD")
+    if path:
+        with open(path, "a") as file:
+            file.write(json.dumps(facts) + "\n")
 
 
 def moments(count: int, seconds: float, begin: float = 0.0) -> list[float]:

@@ -71,7 +71,7 @@ class Worker:
         if isinstance(step, Delete):
             return self._delete(step)
         if isinstance(step, Grow):
-            grow(self.host.connection, self.qemu_img, step)
+            grow(self.host.connection, self.qemu_img, step, seen=self.host.seen(step.path))
             return True
         if not step.pool.stores_files:
             return self._create_through_libvirt(step)
@@ -102,7 +102,7 @@ class Worker:
 
     def _create_overlay(self, step: CreateOverlay) -> None:
         what = f"create volume {step.name!r} on {step.source.label}"
-        with _held_source(step.source.path, what), _staging.stage(_directory_of(step)) as staged:
+        with self._held_source(step.source.path, what), _staging.stage(_directory_of(step)) as staged:
             self._write_empty(
                 staged,
                 image_format="qcow2",
@@ -145,13 +145,24 @@ class Worker:
         what = f"create volume {step.name!r} from {source.label}"
         # A disk that its domain writes to can't be held against it; what is read of it is one moment by other means.
         written = source.shared or step.method == "backup"
-        holding = contextlib.nullcontext() if written else _held_source(source.path, what)
+        holding = contextlib.nullcontext(None) if written else self._held_source(source.path, what)
         # QEMU opens the target of a backup job by its path, hence by a name.
-        with holding, _staging.stage(_directory_of(step), named=step.method == "backup") as staged:
+        with holding as held_fd, _staging.stage(_directory_of(step), named=step.method == "backup") as staged:
             self.moments[step.name] = copy_image(
-                step, staged=staged, qemu_img=self.qemu_img, connection=self.host.connection
+                step, held_fd=held_fd, staged=staged, qemu_img=self.qemu_img, connection=self.host.connection
             )
             _publish(staged, step)
+
+    @contextlib.contextmanager
+    def _held_source(self, path: str, what: str) -> Iterator[int]:
+        """Keep the image that the decision is about from being changed or deleted while something is made from it."""
+        with contextlib.ExitStack() as stack:
+            with _staging.explained(what):
+                fd = stack.enter_context(_locks.hold_image(path, exclusive=False, what=what))
+                seen = self.host.seen(path)
+                if seen is not None and _directory.identify(f"/proc/self/fd/{fd}") != seen:
+                    raise Exchanged(f"Cannot {what}: {path!r} was exchanged meanwhile. Run again.")
+            yield fd
 
     def _create_through_libvirt(self, step: Step) -> bool:
         if isinstance(step, CopyImage) and step.source.home is not None:
@@ -222,15 +233,3 @@ def _document(step: CreateBlank | CopyImage) -> str:
     reserved = step.capacity if step.preallocation != "off" else 0
     image_format = None if step.format == "raw" else step.format
     return _xml.build_volume(name=step.name, capacity=step.capacity, allocation=reserved, format=image_format)
-
-
-@contextlib.contextmanager
-def _held_source(path: str, what: str) -> Iterator[None]:
-    """Keep an image from being changed or deleted while something is made from it."""
-    with contextlib.ExitStack() as stack:
-        with _staging.explained(what):
-            before = _directory.identify(path)
-            stack.enter_context(_locks.hold_image(path, exclusive=False, what=what))
-            if _directory.identify_loosely(path) != before:
-                raise Exchanged(f"Cannot {what}: {path!r} was exchanged meanwhile. Run again.")
-        yield

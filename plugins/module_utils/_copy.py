@@ -54,19 +54,28 @@ def can_share_extents(path: str, directory: str) -> bool:
     return True
 
 
-def copy_image(step: CopyImage, *, staged: _staging.Staged, qemu_img: QemuImg, connection: Connection) -> _live.Moment:
-    """Fill a staged file as the step says; returns what moment of the source it is."""
+def copy_image(
+    step: CopyImage, *, held_fd: int | None, staged: _staging.Staged, qemu_img: QemuImg, connection: Connection
+) -> _live.Moment:
+    """Fill a staged file as the step says; returns what moment of the source it is.
+
+    ``held_fd``: the source as it was opened and looked at, so that nothing put in its place is read.
+    """
+    if held_fd is not None and (step.source.format == "raw" or read_header(held_fd).backing_file is None):
+        # Relative names of backing files start at the image's directory: then it has to be the path.
+        step = step._replace(source=step.source._replace(path=f"/proc/self/fd/{held_fd}"))
+    more_fds = () if held_fd is None else (held_fd,)
     moment = _live.Moment("offline")
     if step.method == "reflink":
         _share_extents(step, staged)
     elif step.method == "backup":
         moment = _live.copy_running_disk(step, staged=staged, qemu_img=qemu_img, connection=connection)
     else:
-        _convert(step, staged, qemu_img)
+        _convert(step, staged, qemu_img, more_fds)
     _set_capacity(step, staged, qemu_img)
     _assert_snapshot_stands(step)
     if step.verify:
-        _verify(step, staged, qemu_img)
+        _verify(step, staged, qemu_img, more_fds)
     elif step.source.check and step.format == "qcow2":
         qemu_img.check(path=staged.path, image_format=step.format, pass_fds=(staged.fd,))
     return moment
@@ -81,7 +90,7 @@ def _share_extents(step: CopyImage, staged: _staging.Staged) -> None:
             os.close(source)
 
 
-def _convert(step: CopyImage, staged: _staging.Staged, qemu_img: QemuImg) -> None:
+def _convert(step: CopyImage, staged: _staging.Staged, qemu_img: QemuImg, more_fds: tuple[int, ...]) -> None:
     options = {"preallocation": step.preallocation}
     if step.format == "qcow2":
         options.update(qcow2_options(step.cluster_size, step.features))
@@ -94,7 +103,8 @@ def _convert(step: CopyImage, staged: _staging.Staged, qemu_img: QemuImg) -> Non
         target_format=step.format,
         options=options,
         direct=_staging.supports_direct(staged),
-        pass_fds=(staged.fd,),
+        pass_fds=(staged.fd, *more_fds),
+        label=step.source.label,
     )
 
 
@@ -129,7 +139,7 @@ def _assert_snapshot_stands(step: CopyImage) -> None:
         raise UnsafeImage(f"The {step.source.label} went away while it was copied, so the copy was dropped. Run again.")
 
 
-def _verify(step: CopyImage, staged: _staging.Staged, qemu_img: QemuImg) -> None:
+def _verify(step: CopyImage, staged: _staging.Staged, qemu_img: QemuImg, more_fds: tuple[int, ...]) -> None:
     """Compare with the source where it stands still; of a live copy, check the image's own structure."""
     os.fsync(staged.fd)
     if step.method != "backup":
@@ -138,7 +148,8 @@ def _verify(step: CopyImage, staged: _staging.Staged, qemu_img: QemuImg) -> None
             first_format=step.source.format,
             second=staged.path,
             second_format=step.format,
-            pass_fds=(staged.fd,),
+            pass_fds=(staged.fd, *more_fds),
+            label=step.source.label,
         )
     elif step.format == "qcow2":
         qemu_img.check(path=staged.path, image_format=step.format, pass_fds=(staged.fd,))

@@ -10,53 +10,81 @@ import contextlib
 import ctypes
 import errno
 import os
+from collections.abc import Iterator
 
-from . import _locks, _pool_tools, _staging
-from ._errors import InsufficientSpace, ShrinkRefused, ToolFailed
+from . import _directory, _locks, _pool_tools, _staging
+from ._errors import Exchanged, InsufficientSpace, ShrinkRefused, ToolFailed
 from ._image_header import read_header
 from ._libvirt import Connection
+from ._model import Ident
 from ._qemu_img import QemuImg
 from ._steps import Grow
 
 _KEEP_SIZE = 0x01  # FALLOC_FL_KEEP_SIZE, fallocate(2)
 
 
-def grow(connection: Connection, qemu_img: QemuImg, step: Grow) -> None:
+def grow(connection: Connection, qemu_img: QemuImg, step: Grow, *, seen: Ident | None = None) -> None:
     """Make a volume larger, and look afterwards whether it is; raises our errors only.
+
+    ``seen`` is what the decision is about: another file or a link in its place is not touched.
 
     The size on disk is read right before: libvirt's cached one may be smaller than the file, and resizing by it
     would truncate (virStorageVolResize compares with its cache).
     """
     if not step.pool.stores_files:
         _grow_without_file(connection, step)
-    if step.online:
-        _grow_online(connection, step)
-    elif step.pool.stores_files:
-        _grow_file(qemu_img, step)
-    _assert_grown(connection, step)
+        if step.online:
+            _grow_online(connection, step)
+        _assert_grown(connection, step)
+        return
+    with _pinned(step, seen) as (pinned, fd):
+        if step.online:
+            _grow_online(connection, pinned)
+        else:
+            _grow_file(qemu_img, pinned, fd, step.path)
+        _assert_grown(connection, pinned)
 
 
-def _grow_file(qemu_img: QemuImg, step: Grow) -> None:
+@contextlib.contextmanager
+def _pinned(step: Grow, seen: Ident | None) -> Iterator[tuple[Grow, int]]:
+    """The step with a path that leads to the opened file, whatever happens to its name; and the descriptor."""
+    with _staging.explained(f"grow volume {step.name!r}"):
+        fd = os.open(step.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        pinned = step._replace(path=f"/proc/self/fd/{fd}")
+        if seen is not None and _directory.identify(pinned.path) != seen:
+            raise Exchanged(f"Cannot grow volume {step.name!r}: {step.path!r} was exchanged meanwhile. Run again.")
+        yield pinned, fd
+    finally:
+        os.close(fd)
+
+
+def _grow_file(qemu_img: QemuImg, step: Grow, fd: int, path: str) -> None:
     if step.format == "raw":
-        _grow_raw_file(step)
+        _grow_raw_file(step, path)
         return
     _assert_grows(step)
+    if read_header(fd).backing_file is not None:
+        step = step._replace(path=path)  # relative names of backing files start at the image's directory
     for last in (False, False, True):
         try:
-            _resize(qemu_img, step)
+            qemu_img.resize(
+                path=step.path,
+                image_format=step.format,
+                capacity=step.capacity,
+                preallocation=step.preallocation,
+                pass_fds=(fd,),
+                label=f"volume {step.name!r}",
+            )
             break
         except ToolFailed as error:
             if last or step.preallocation == "off" or "rc" in error.facts:  # an exit code: it wasn't a crash
                 raise
-            _step_over_remains(step)
-    _sync(step.path)
+            _step_over_remains(step, path)
+    _sync(step)
 
 
-def _resize(qemu_img: QemuImg, step: Grow) -> None:
-    qemu_img.resize(path=step.path, image_format=step.format, capacity=step.capacity, preallocation=step.preallocation)
-
-
-def _step_over_remains(step: Grow) -> None:
+def _step_over_remains(step: Grow, path: str) -> None:
     """Move the end of a qcow2 file over what a killed reservation counted behind it.
 
     Those clusters have reference counts already, but the file does not reach to them: QEMU 7.2 aborts on such counts
@@ -64,7 +92,7 @@ def _step_over_remains(step: Grow) -> None:
     what is to be reserved, since QEMU would not make the file shorter.
     """
     with _staging.explained(f"grow volume {step.name!r}"):
-        with _locks.hold_image(step.path, exclusive=True, what=f"grow volume {step.name!r}"):
+        with _locks.hold_image(step.path, exclusive=True, what=f"grow volume {step.name!r}", shown=path):
             os.truncate(step.path, os.stat(step.path).st_size + step.capacity - step.capacity_before)
 
 
@@ -77,6 +105,8 @@ def _grow_online(connection: Connection, step: Grow) -> None:
             if use.target is not None:
                 connection.block_resize(domain_uuid=use.domain_uuid, target=use.target, capacity=step.capacity)
         undo.pop_all()
+    if os.path.isfile(step.path):
+        _sync(step)  # QEMU leaves the new size to the next flush of its guest
 
 
 def _reserve(step: Grow, undo: contextlib.ExitStack) -> None:
@@ -102,12 +132,12 @@ def _give_back(path: str, size: int) -> None:
             os.close(fd)
 
 
-def _grow_raw_file(step: Grow) -> None:
+def _grow_raw_file(step: Grow, path: str) -> None:
     with _staging.explained(f"grow volume {step.name!r}"):
         fd = os.open(step.path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         with _staging.explained(f"grow volume {step.name!r}"), _locks.hold_image(
-            step.path, exclusive=True, what=f"grow volume {step.name!r}"
+            step.path, exclusive=True, what=f"grow volume {step.name!r}", shown=path
         ):
             size = os.fstat(fd).st_size
             if size > step.capacity:
@@ -197,9 +227,9 @@ def _capacity_on_disk(step: Grow) -> int | None:
             os.close(fd)
 
 
-def _sync(path: str) -> None:
-    with _staging.explained(f"sync {path!r}"):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+def _sync(step: Grow) -> None:
+    with _staging.explained(f"sync volume {step.name!r}"):
+        fd = os.open(step.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             os.fsync(fd)
         finally:

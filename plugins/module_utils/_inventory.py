@@ -65,6 +65,10 @@ class Host:
         self._looked.clear()
         self._reader = _chains.ChainReader()
 
+    def seen(self, path: str) -> Ident | None:
+        """What was found at a path when a decision looked at it."""
+        return self._looked.get(path)
+
     def is_outdated(self) -> bool:
         """Whether an image that was looked at is gone, exchanged or new by now: then a refusal may tell of what never was."""
         scanned = {os.path.realpath(path) for path in self._scans}

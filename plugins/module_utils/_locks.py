@@ -149,12 +149,12 @@ def image_users(path: str) -> str | None:
 
 
 @contextlib.contextmanager
-def hold_image(path: str, *, exclusive: bool, what: str) -> Iterator[int]:
+def hold_image(path: str, *, exclusive: bool, what: str, shown: str | None = None) -> Iterator[int]:
     """Hold an image against other processes while it is worked on; yields the locked descriptor.
 
     Exclusive: nobody may have it open, and nobody can open it. Otherwise it is held as a reader that shares
-    reading alone: QEMU can't open it for writing meanwhile. Raises VolumeInUse when somebody is in the way,
-    OSError when the image can't be opened.
+    reading alone: QEMU can't open it for writing meanwhile. ``shown`` is its path for people. Raises VolumeInUse when
+    somebody is in the way, OSError when the image can't be opened.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -162,7 +162,7 @@ def hold_image(path: str, *, exclusive: bool, what: str) -> Iterator[int]:
         denied = _ALL if exclusive else (WRITE, RESIZE)
         if not _patiently(lambda: _try_permissions(fd, used, denied), IMAGE_TIMEOUT):
             raise VolumeInUse(
-                f"Cannot {what}: a process has {path!r} open "
+                f"Cannot {what}: a process has {shown or path!r} open "
                 f"({'of another host, or one' if exclusive else 'for writing, one'} that libvirt here need not know: a QEMU, "
                 "qemu-nbd or qemu-img; 'lsof' or 'lslocks' on the hosts that share the pool find it). "
                 "Stop it and run again; nothing was changed.",

@@ -112,7 +112,14 @@ def gather_facts(image: Image | None) -> Facts:
     """Who has an image open, whether libvirt knows them or not."""
     if image is None or image.type != "file":
         return Facts()
-    return Facts(opened=_locks.image_users(image.path), loop_devices=tuple(loop_devices_on(image.ident)))
+    return Facts(_locks.image_users(image.path), tuple(loop_devices_on(image.ident)), _count_names(image))
+
+
+def _count_names(image: Image) -> int:
+    try:
+        return 1 if image.is_link else os.lstat(image.path).st_nlink
+    except OSError:  # gone meanwhile
+        return 1
 
 
 def _clear_leftovers(host: Host, directory: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from ._errors import VolumeHasDependents, VolumeInUse
+from ._errors import Unsupported, VolumeHasDependents, VolumeInUse
 from ._model import ABSENT_DIFF, Dependent, Pool, Volume, name_uses
 from ._steps import Delete, Facts, VolumePlan
 
@@ -18,11 +18,16 @@ def plan_delete(
 ) -> VolumePlan:
     """How to delete a volume; ``going``: (pool, name) of those deleted before it by the same call.
 
-    Raises VolumeInUse or VolumeHasDependents.
+    Raises VolumeInUse, VolumeHasDependents or Unsupported.
     """
     if volume is None:
         return VolumePlan(name, (), dict(ABSENT_DIFF), dict(ABSENT_DIFF), None)
     refuse_harm(volume=volume, facts=facts, going=going)
+    if wipe and facts.names > 1:
+        raise Unsupported(
+            f"Cannot wipe volume {name!r} of pool {pool.name!r}: its file has {facts.names} names (hard links), and the data under "
+            "the others would be wiped too. Remove the others first ('find -samefile' lists them), or delete it without wipe.",
+        )
     step = Delete(pool, name, volume.path, volume.type, wipe)
     return VolumePlan(name, (step,), volume.to_diff(), dict(ABSENT_DIFF), None)
 

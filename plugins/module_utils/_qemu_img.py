@@ -116,13 +116,14 @@ class QemuImg:
         compressed: bool = False,
         backing: tuple[str, str] | None = None,
         pass_fds: Sequence[int] = (),
+        label: str | None = None,
     ) -> None:
         """Copy what a guest would see of ``source``, or of its internal snapshot with this id, flattened.
 
         With ``backing`` = (path, format), which is what ``source`` has too, only what lies above it is copied.
 
         ``shared`` reads an image that a QEMU has open for writing: right for a frozen internal snapshot alone.
-        ``direct`` writes past the page cache (-t none); otherwise through it. The caller syncs.
+        ``label`` is the source's name for people. ``direct`` writes past the page cache (-t none); otherwise through it. The caller syncs.
         """
         argv = ["convert", "-q", "-f", source_format, "-O", target_format, "-W", "-m", "16"]
         argv += ["-t", "none" if direct else "writeback", *_options(options)]
@@ -135,7 +136,7 @@ class QemuImg:
             argv.append("-c")
         if backing is not None:
             argv += ["-B", backing[0], "-F", backing[1]]
-        self._run([*argv, "--", source, target], what=f"copy {source!r}", pass_fds=pass_fds)
+        self._run([*argv, "--", source, target], what=f"copy {label or repr(source)}", pass_fds=pass_fds)
 
     def measure(
         self,
@@ -172,25 +173,33 @@ class QemuImg:
         preallocation: str = "off",
         shrink: bool = False,
         pass_fds: Sequence[int] = (),
+        label: str | None = None,
     ) -> None:
-        """Set an image's capacity in bytes; ``shrink`` is for images in the making only."""
+        """Set an image's capacity in bytes; ``shrink`` is for images in the making only. ``label`` is its name for people."""
         argv = ["resize", "-q", "-f", image_format]
         if preallocation != "off":
             argv.append(f"--preallocation={preallocation}")
         if shrink:
             argv.append("--shrink")
-        self._run([*argv, "--", path, str(capacity)], what=f"resize {path!r}", pass_fds=pass_fds)
+        self._run([*argv, "--", path, str(capacity)], what=f"resize {label or repr(path)}", pass_fds=pass_fds)
 
     def compare(
-        self, *, first: str, first_format: str, second: str, second_format: str, pass_fds: Sequence[int] = ()
+        self,
+        *,
+        first: str,
+        first_format: str,
+        second: str,
+        second_format: str,
+        pass_fds: Sequence[int] = (),
+        label: str | None = None,
     ) -> None:
         """Make sure that a guest would see the same in both; the longer one has to end in zeros."""
         argv = ["compare", "-q", "-f", first_format, "-F", second_format, "--", first, second]
         done = self._runner([self._find(), *argv], pass_fds, False)
         if done.returncode == 1:
-            raise ToolFailed(f"The copy of {first!r} differs from it, so it was dropped. Check the storage, then run again.")
+            raise ToolFailed(f"The copy of {label or repr(first)} differs from it, so it was dropped. Check the storage, then run again.")
         if done.returncode != 0:
-            raise _failure(f"compare {first!r} with its copy", done)
+            raise _failure(f"compare {label or repr(first)} with its copy", done)
 
     def check(self, *, path: str, image_format: str, pass_fds: Sequence[int] = ()) -> bool:
         """Check an image's structure; returns whether it is free of leaked clusters, which waste space but harm nothing."""

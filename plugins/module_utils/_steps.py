@@ -228,3 +228,4 @@ class Facts(NamedTuple):
 
     opened: str | None = None  # writing | reading | None: by image locks, whoever holds them
     loop_devices: tuple[str, ...] = ()
+    names: int = 1  # of its file (hard links)

@@ -10,6 +10,7 @@ The moments are all calls that get the file's path: each is met once, right befo
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 import subprocess
@@ -121,6 +122,54 @@ def lay_out(lab: Hypervisor, masters: Path) -> None:
     shutil.rmtree(lab.directory)
     shutil.copytree(masters, lab.directory)
     lab.connection.refresh(lab.connection.pool("default"))
+
+
+SECRET = b"a line that only the host may read\n" * 64
+HOSTILE = ["full copy of a template", "full copy of a path", "overlay of a template", "restore", "clone",
+           "verified clone", "clone of raw", "growth", "growth of raw", "compression", "rewrite",
+           "delete", "delete with wipe"]  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", ["link", "image that names a file of the host"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_something_hostile_comes_in_its_place(
+    name: str, harm: str, masters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever may write to the directory gets nothing of the host into a volume or a message, and nothing of it changed."""
+    lab = Hypervisor(tmp_path, monkeypatch, capsys)
+    tamperer = Tamperer(monkeypatch)
+    work = WORKS[name]
+    secret, victim = tmp_path / "secret", lab.directory / work.victim
+    secret.write_bytes(SECRET)
+    wish = {key: value.format(lab.directory) if key == "template" else value for key, value in work.wish.items()}
+    trap = tmp_path / "trap"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", secret, "-F", "raw", trap, "2M"], check=True)
+    subprocess.run(["qemu-img", "snapshot", "-c", "s", trap], check=True)
+
+    def harm_it() -> None:
+        if harm == "link":
+            (tmp_path / "twin").symlink_to(secret)
+        else:
+            shutil.copy(trap, tmp_path / "twin")
+        os.rename(tmp_path / "twin", victim)
+
+    moment = 0
+    while True:
+        moment += 1
+        lay_out(lab, masters)
+        tamperer.arm(victim, moment, harm_it)
+        result = lab.run(work.module, **wish)
+        if not tamperer.struck():
+            break
+        assert secret.read_bytes() == SECRET, (moment, result)
+        assert SECRET[:34] not in json.dumps(result).encode(), (moment, result)
+        for path in lab.directory.iterdir():
+            if path.is_symlink() or path == victim:
+                continue
+            assert SECRET[:34] not in path.read_bytes(), (moment, path, result)
+            if path.name == "b" and result.get("changed") and result["volume"]["backing"] is None:
+                assert SECRET[:34] not in content_of(path, result["volume"]["format"]), (moment, result)
+    assert moment > 5, "the moments are not met"
 
 
 @pytest.mark.parametrize("harm", ["deleted", "exchanged"])

@@ -25,7 +25,10 @@ def jobs(domain: libvirt.virDomain) -> list[dict[str, Any]]:
 
 
 def has_no_job(domain: libvirt.virDomain) -> bool:
-    return bool(domain.jobInfo()[0] == libvirt.VIR_DOMAIN_JOB_NONE and jobs(domain) == [])
+    try:
+        return bool(domain.jobInfo()[0] == libvirt.VIR_DOMAIN_JOB_NONE and jobs(domain) == [])
+    except libvirt.libvirtError:  # a daemon that was just killed knows of a job whose data it has lost
+        return False
 
 
 def set_speed(domain: libvirt.virDomain, speed: int) -> bool:

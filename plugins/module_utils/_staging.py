@@ -173,9 +173,6 @@ def hide_for_wiping(directory: str, name: str) -> tuple[str, int]:
             fd = os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory_fd)
         except FileNotFoundError:
             raise Exchanged(f"Volume {name!r} of {directory!r} went away before it could be wiped.", volume=name) from None
-        if os.fstat(fd).st_nlink != 1:
-            os.close(fd)
-            raise Exchanged(f"Volume {name!r} of {directory!r} got another name before it could be wiped.", volume=name)
         _claim(fd)
         os.rename(name, hidden, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
         with explained(f"sync the going of volume {name!r}", changed=True):

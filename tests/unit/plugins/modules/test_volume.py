@@ -82,10 +82,19 @@ def test_a_wiped_volume_is_gone(lab: Hypervisor, tmp_path: Path) -> None:
     lab.run(volume, name="web", format="raw", size="1M")
     with (lab.directory / "web").open("r+b") as file:
         file.write(b"secret")
-    os.link(lab.directory / "web", tmp_path / "watched")
-    lab.predict_and_run(volume, name="web", state="absent", wipe=True)
-    assert names(lab) == lab.connection.known("default") == []
-    assert (tmp_path / "watched").read_bytes() == bytes(MIB)
+    with (lab.directory / "web").open("rb") as watched:
+        lab.predict_and_run(volume, name="web", state="absent", wipe=True)
+        assert names(lab) == lab.connection.known("default") == []
+        assert watched.read() == bytes(MIB)
+
+
+def test_data_under_another_name_is_not_wiped(lab: Hypervisor, tmp_path: Path) -> None:
+    lab.run(volume, name="web", format="raw", size="1M")
+    (lab.directory / "web").write_bytes(b"secret" * 1000)
+    os.link(lab.directory / "web", tmp_path / "other")
+    assert lab.predict_and_run(volume, name="web", state="absent", wipe=True)["reason"] == "unsupported"
+    assert lab.predict_and_run(volume, name="web", state="absent")["changed"]
+    assert (tmp_path / "other").read_bytes() == b"secret" * 1000
 
 
 @pytest.mark.parametrize("name", ["-", "--help", "a b", "'\"", "<x>", "nbd:x", "json:{}", "日本語", "x" * 255])

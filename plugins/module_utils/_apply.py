@@ -88,7 +88,7 @@ class Worker:
     def _create_blank(self, step: CreateBlank) -> None:
         with _staging.stage(_directory_of(step)) as staged:
             if step.format == "raw" and step.preallocation in ("off", "falloc"):
-                with _staging.explained(f"reserve {step.capacity} bytes for volume {step.name!r}"):
+                with _staging.explained(f"reserve {step.capacity} bytes for volume {step.name!r} of pool {step.pool.name!r}"):
                     if step.preallocation == "falloc":
                         os.posix_fallocate(staged.fd, 0, step.capacity)
                     else:

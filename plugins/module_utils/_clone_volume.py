@@ -46,7 +46,8 @@ class CloneTask(NamedVolumes):
         image = host.image(source_pool, self._source_name)
         if image is None:
             raise VolumeNotFound(
-                f"There is no volume {self._source_name!r} in pool {source_pool.name!r} to copy.",
+                f"There is no volume {self._source_name!r} in pool {source_pool.name!r} to copy. Check "
+                "source and source_pool; volume_info lists what is there.",
                 volume=self._source_name,
                 pool=source_pool.name,
             )
@@ -153,8 +154,9 @@ def _source_of(host: Host, image: Image, *, shared: bool = False) -> Source:
 
 def _what_stays(image: Image) -> list[str]:
     """What of an image is not copied."""
-    count = len(image.header.snapshots)
-    stays = [f"{count} internal snapshots"] if count else []
+    names = [repr(entry.name) for entry in image.header.snapshots]
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    stays = [f"internal snapshots ({shown})"] if names else []
     return [*stays, "persistent bitmaps"] if image.header.bitmaps else stays
 
 

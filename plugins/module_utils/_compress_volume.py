@@ -83,6 +83,7 @@ class CompressTask(NamedVolumes):
             with contextlib.ExitStack() as passing:
                 image = need_image(host, pool, name)
                 held = passing.enter_context(_hold(image))
+                image = image._replace(allocation=_settled_allocation(held, image))
                 gains, trim, why_not = self._search(image, held, why_not)
                 planned, step, saving = plan_compress(
                     volume=host.describe(image),
@@ -345,6 +346,13 @@ def _hold(image: Image) -> Iterator[_Held]:
         yield held
     finally:
         held.release()
+
+
+def _settled_allocation(held: _Held, image: Image) -> int:
+    """Bytes on storage once what was written lately has its place there: until then file systems count it differently."""
+    with _staging.explained(f"sync the {_where(image)}"):
+        os.fsync(held.fd)
+        return os.fstat(held.fd).st_blocks * 512
 
 
 def _scratch_directory() -> str:

@@ -11,6 +11,7 @@ character devices and directories are never opened, symbolic links only after th
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from typing import NamedTuple
@@ -60,7 +61,9 @@ def identify_loosely(path: str) -> Ident:
     try:
         return identify(path)
     except (OSError, ValueError):
-        return ("path", os.path.realpath(path) if "\0" not in path else path, "")
+        with contextlib.suppress(ValueError):  # a NUL, or half of a surrogate pair
+            path = os.path.realpath(path)
+        return ("path", path, "")
 
 
 def scan_directory(path: str) -> list[FileFacts]:
@@ -153,6 +156,21 @@ def free_bytes(path: str) -> int:
     """Bytes that this process may still write to the file system of ``path``; raises OSError."""
     facts = os.statvfs(path)
     return facts.f_frsize * (facts.f_bfree if os.geteuid() == 0 else facts.f_bavail)
+
+
+def can_hold(path: str, size: int) -> bool:
+    """Whether a file in this directory can have ``size`` bytes, tried with one that has no name and no data."""
+    try:
+        fd = os.open(path, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return True  # it can't be tried here
+    try:
+        os.ftruncate(fd, size)
+    except OSError as error:
+        return error.errno != errno.EFBIG
+    finally:
+        os.close(fd)
+    return True
 
 
 def usage_bytes(path: str) -> tuple[int, int, int]:

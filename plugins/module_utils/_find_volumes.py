@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import _names, _requests
-from ._errors import InvalidOption, Unsupported
+from ._errors import InvalidOption, PoolInactive, Unsupported
 from ._inventory import NOT_AN_IMAGE, Host
 from ._model import Pool, Volume
 
@@ -65,7 +65,7 @@ def _choose_pools(host: Host, wanted: list[str] | None) -> tuple[list[Pool], lis
     for pool in host.pools():
         try:
             host.assert_within_reach(pool)
-        except Unsupported as error:
+        except (PoolInactive, Unsupported) as error:
             warnings.append(f"Pool {pool.name!r} was left out: {error.msg}")
         else:
             pools.append(pool)

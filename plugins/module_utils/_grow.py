@@ -48,7 +48,7 @@ def grow(connection: Connection, qemu_img: QemuImg, step: Grow, *, seen: Ident |
 @contextlib.contextmanager
 def _pinned(step: Grow, seen: Ident | None) -> Iterator[tuple[Grow, int]]:
     """The step with a path that leads to the opened file, whatever happens to its name; and the descriptor."""
-    with _staging.explained(f"grow volume {step.name!r}"):
+    with _staging.explained(f"grow volume {step.name!r} of pool {step.pool.name!r}"):
         fd = os.open(step.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         pinned = step._replace(path=f"/proc/self/fd/{fd}")
@@ -91,8 +91,8 @@ def _step_over_remains(step: Grow, path: str) -> None:
     when it reserves space at the end again. The file gets a hole, which takes no room, and never one longer than
     what is to be reserved, since QEMU would not make the file shorter.
     """
-    with _staging.explained(f"grow volume {step.name!r}"):
-        with _locks.hold_image(step.path, exclusive=True, what=f"grow volume {step.name!r}", shown=path):
+    with _staging.explained(f"grow volume {step.name!r} of pool {step.pool.name!r}"):
+        with _locks.hold_image(step.path, exclusive=True, what=f"grow volume {step.name!r} of pool {step.pool.name!r}", shown=path):
             os.truncate(step.path, os.stat(step.path).st_size + step.capacity - step.capacity_before)
 
 
@@ -111,7 +111,7 @@ def _grow_online(connection: Connection, step: Grow) -> None:
 
 def _reserve(step: Grow, undo: contextlib.ExitStack) -> None:
     """Reserve the added space behind the file's end, where QEMU doesn't see it before the resize."""
-    with _staging.explained(f"reserve space for volume {step.name!r}"):
+    with _staging.explained(f"reserve space for volume {step.name!r} of pool {step.pool.name!r}"):
         fd = os.open(step.path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         size = os.fstat(fd).st_size
@@ -133,11 +133,11 @@ def _give_back(path: str, size: int) -> None:
 
 
 def _grow_raw_file(step: Grow, path: str) -> None:
-    with _staging.explained(f"grow volume {step.name!r}"):
+    with _staging.explained(f"grow volume {step.name!r} of pool {step.pool.name!r}"):
         fd = os.open(step.path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        with _staging.explained(f"grow volume {step.name!r}"), _locks.hold_image(
-            step.path, exclusive=True, what=f"grow volume {step.name!r}", shown=path
+        with _staging.explained(f"grow volume {step.name!r} of pool {step.pool.name!r}"), _locks.hold_image(
+            step.path, exclusive=True, what=f"grow volume {step.name!r} of pool {step.pool.name!r}", shown=path
         ):
             size = os.fstat(fd).st_size
             if size > step.capacity:
@@ -219,7 +219,7 @@ def _assert_grown(connection: Connection, step: Grow) -> None:
 def _capacity_on_disk(step: Grow) -> int | None:
     if not os.path.isfile(step.path):
         return None
-    with _staging.explained(f"look at volume {step.name!r}"):
+    with _staging.explained(f"look at volume {step.name!r} of pool {step.pool.name!r}"):
         fd = os.open(step.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             return os.fstat(fd).st_size if step.format == "raw" else read_header(fd).capacity

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from . import _chains, _directory, _domains, _formats, _xml
-from ._errors import Unsupported, UnsafeImage
+from ._errors import PoolInactive, Unsupported, UnsafeImage
 from ._image_header import ImageHeader, SnapshotEntry, raw_header
 from ._libvirt import Connection
 from ._model import Attachment, Backing, Dependent, Ident, Pool, Snapshot, Volume
@@ -95,11 +95,17 @@ class Host:
         return pool
 
     def assert_within_reach(self, pool: Pool) -> None:
-        """Make sure that a pool's directory can be read here; raises Unsupported."""
+        """Make sure that a pool's directory can be read here; raises PoolInactive or Unsupported."""
         if not pool.stores_files or pool.path is None:
             return
         try:
             os.scandir(pool.path).close()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise PoolInactive(
+                f"libvirt has storage pool {pool.name!r} as active, but its directory {pool.path!r} is not there. Was its file "
+                "system unmounted, or the directory moved away? Put it back, then run again.",
+                pool=pool.name,
+            ) from error
         except OSError as error:
             raise Unsupported(
                 f"The directory {pool.path!r} of pool {pool.name!r} can't be read: {error.strerror}. "
@@ -199,7 +205,8 @@ class Host:
         header = facts.header or raw_header(facts.size)
         settled = self._settle(facts, pool, in_bulk=in_bulk)
         if settled.format == "raw":
-            header = raw_header(facts.size)
+            # LUKS that libvirt made has format raw, too; whoever encrypted it, its content can't be read without the key.
+            header = raw_header(facts.size)._replace(encryption="luks" if header.format == "luks" else None)
         chain = self._reader.below(facts.path, header, facts.ident) if settled.format == "qcow2" else _chains.Chain()
         distrust = settled.conflict or facts.trouble or header.problem
         if facts.kind not in ("file", "block"):

@@ -93,6 +93,12 @@ def take_steps(host: Host, plan: Plan) -> dict[str, Moment]:
 def find_image(host: Host, pool: Pool, name: str) -> Image | None:
     """A pool's volume by name; raises Unsupported for what bears a volume's name but can't be one."""
     image = host.image(pool, name)
+    path = os.path.join(pool.path or "", name)
+    if image is None and pool.stores_files and os.path.islink(path) and not os.path.exists(path):
+        raise Unsupported(
+            f"{path!r} in pool {pool.name!r} is a symbolic link to nothing, which takes the name. Mend the link, or remove it.",
+            path=path,
+        )
     if image is not None and image.distrust == NOT_AN_IMAGE:
         raise Unsupported(
             f"{image.path!r} in pool {pool.name!r} is neither a file nor a block device; it is left alone.", path=image.path
@@ -104,7 +110,11 @@ def need_image(host: Host, pool: Pool, name: str) -> Image:
     """Like find_image(), but raises VolumeNotFound when there is nothing."""
     image = find_image(host, pool, name)
     if image is None:
-        raise VolumeNotFound(f"There is no volume {name!r} in pool {pool.name!r}.", volume=name, pool=pool.name)
+        raise VolumeNotFound(
+            f"There is no volume {name!r} in pool {pool.name!r}. Check the name and the pool; volume_info lists what is there.",
+            volume=name,
+            pool=pool.name,
+        )
     return image
 
 

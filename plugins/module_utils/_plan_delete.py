@@ -45,18 +45,19 @@ def refuse_harm(*, volume: Volume, facts: Facts, going: Collection[tuple[str, st
     if staying:
         raise VolumeHasDependents(
             f"Cannot delete {where}: {_names_of(staying)} {'needs' if len(staying) == 1 else 'need'} it as a backing file. "
-            "Delete or flatten what depends on it first.",
+            "Delete what depends on it first (in one list of names, put it last), or flatten that.",
             dependents=[d.to_result() for d in staying],
         )
     if facts.opened is not None:
         raise VolumeInUse(
             f"Cannot delete {where}: a process has it open ({facts.opened}), though no domain of this host uses it: a QEMU of "
-            "another host, a bare QEMU, qemu-nbd or qemu-img. 'lslocks' on the hosts that share the pool finds it.",
+            "another host, a bare QEMU, qemu-nbd or qemu-img. 'lslocks' on the hosts that share the pool finds it. Stop it "
+            "there, then run again.",
             attachments=[],
         )
     if facts.loop_devices:
         raise VolumeInUse(
-            f"Cannot delete {where}: {', '.join(facts.loop_devices)} has it as its file. Detach it ('losetup -d').",
+            f"Cannot delete {where}: {', '.join(facts.loop_devices)} has it as its file. Detach it ('losetup -d'), then run again.",
             attachments=[],
         )
 

@@ -21,31 +21,31 @@ def plan_grow(*, volume: Volume, pool: Pool, size: int, preallocation: str | Non
     capacity = round_up(size)
     if capacity < volume.capacity:
         raise ShrinkRefused(
-            f"Volume {volume.name!r} in pool {volume.pool!r} has {volume.capacity} bytes ({human(volume.capacity)}); "
+            f"{_name_of(volume)} has {volume.capacity} bytes ({human(volume.capacity)}); "
             f"making it {capacity} bytes would cut off data. Volumes only grow.",
             required=volume.capacity,
         )
     if capacity == volume.capacity:
         return keep(volume)
     if volume.format not in ("qcow2", "raw"):
-        raise Unsupported(f"Volume {volume.name!r} has format {volume.format}; only qcow2 and raw volumes can grow.")
+        raise Unsupported(f"{_name_of(volume)} has format {volume.format}; only qcow2 and raw volumes can grow.")
     most = largest_capacity(volume.format, volume.cluster_size)
     if capacity > most:
-        raise InvalidSize(f"size: {capacity} bytes are more than volume {volume.name!r} can have ({most} bytes).")
+        raise InvalidSize(f"size: {capacity} bytes are more than volume {volume.name!r} of pool {volume.pool!r} can have ({most} bytes).")
     if volume.compat == "0.10" and volume.snapshots:
         raise Unsupported(
-            f"Volume {volume.name!r} has internal snapshots and is in the old format compat 0.10, which can't grow with "
+            f"{_name_of(volume)} has internal snapshots and is in the old format compat 0.10, which can't grow with "
             "snapshots. Upgrade it ('qemu-img amend -o compat=1.1') while no domain uses it, or delete its snapshots."
         )
     online = _online_disks(volume, facts)
-    if volume.encrypted and not online:
+    if volume.encrypted and volume.format != "raw" and not online:
         raise Unsupported(
-            f"Volume {volume.name!r} is encrypted by QEMU, and only its own domain has the key: start the domain and grow the "
+            f"{_name_of(volume)} is encrypted by QEMU, and only its own domain has the key: start the domain and grow the "
             "volume while it runs."
         )
     if online and volume.format == "qcow2" and preallocation not in (None, "off"):
         raise Unsupported(
-            f"Volume {volume.name!r} is in use by {name_uses(online)}, and QEMU can't reserve space in a qcow2 image that grows "
+            f"{_name_of(volume)} is in use by {name_uses(online)}, and QEMU can't reserve space in a qcow2 image that grows "
             "online. Leave preallocation out, or stop the domain.",
             attachments=[use.to_result() for use in online],
         )
@@ -69,26 +69,30 @@ def _online_disks(volume: Volume, facts: Facts) -> tuple[Attachment, ...]:
     top = [use for use in live if use.via == "disk"]
     if live and not top:
         raise VolumeInUse(
-            f"Volume {volume.name!r} is a backing layer of {name_uses(live)}, where growing it would be seen by "
+            f"{_name_of(volume)} is a backing layer of {name_uses(live)}, where growing it would be seen by "
             "nobody and could harm the layers above. Grow the domain's own volume, or stop the domain.",
             attachments=[use.to_result() for use in live],
         )
     readonly = [use for use in top if use.readonly]
     if readonly:
         raise VolumeInUse(
-            f"Volume {volume.name!r} is attached read-only to {name_uses(readonly)}, which can't grow it. "
+            f"{_name_of(volume)} is attached read-only to {name_uses(readonly)}, which can't grow it. "
             "Detach it or stop the domain, then run again.",
             attachments=[use.to_result() for use in readonly],
         )
     if len({use.domain_uuid for use in top}) > 1:
         raise VolumeInUse(
-            f"Volume {volume.name!r} is shared by the running domains {name_uses(top)}: grown through one, the others "
+            f"{_name_of(volume)} is shared by the running domains {name_uses(top)}: grown through one, the others "
             "would not see it. Stop all but one of them, then run again.",
             attachments=[use.to_result() for use in top],
         )
     if not top and facts.opened is not None:
         raise VolumeInUse(
-            f"Volume {volume.name!r} is open ({facts.opened}) in a process that libvirt on this host doesn't know: another "
+            f"{_name_of(volume)} is open ({facts.opened}) in a process that libvirt on this host doesn't know: another "
             "host, a QEMU or a qemu-nbd. Stop it there, or grow it from there.",
         )
     return tuple(top)
+
+
+def _name_of(volume: Volume) -> str:
+    return f"Volume {volume.name!r} in pool {volume.pool!r}"

@@ -31,8 +31,8 @@ def check_space(
     if required + thin <= available or thin == 0:
         return ()
     facts = (
-        f"{whom} may grow to {required + thin} bytes ({human(required + thin)}), but pool {pool.name!r} has "
-        f"{available} bytes ({human(available)}) free"
+        f"{whom} may come to take {required + thin} bytes ({human(required + thin)}) more than now, but pool {pool.name!r} "
+        f"has {available} bytes ({human(available)}) free"
     )
     if not overcommit:
         raise InsufficientSpace(

@@ -15,7 +15,7 @@ from ._plan_grow import plan_grow
 from ._size import parse_size
 from ._steps import Facts, Plan
 
-GUEST_HINT = "The volume is larger now; the partition and the file system inside the guest are still to be grown."
+GUEST_HINT = "Once the volume is larger, the partition and the file system inside the guest are still to be grown."
 
 
 class ResizeTask(NamedVolumes):

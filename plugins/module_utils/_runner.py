@@ -49,7 +49,11 @@ class LifecycleTask(Protocol[PlanT]):
 
 
 class _Module(AnsibleModule):  # type: ignore[misc]  # ansible-core has no type information
-    """Failures of the argument spec carry a reason too."""
+    """Failures of the argument spec carry a reason too, and text that isn't UTF-8 comes as far as our own checks."""
+
+    def _log_invocation(self) -> None:
+        with contextlib.suppress(UnicodeEncodeError):  # halves of surrogate pairs
+            super()._log_invocation()
 
     def fail_json(self, msg: str, **facts: Any) -> NoReturn:
         facts.setdefault("reason", "invalid_option")

@@ -35,7 +35,9 @@ def find_template(host: Host, *, template: str, pool: Pool, for_overlay: bool) -
         where = f"template {template!r}"
         if image is None:
             raise TemplateNotFound(
-                f"There is no image file {template!r} on the hypervisor to use as template.", template=template
+                f"There is no image file {template!r} on the hypervisor to use as template. Check the path, and that it is one "
+                "of the host that the task runs on.",
+                template=template,
             )
     else:
         image = host.image(pool, template)
@@ -79,7 +81,11 @@ def find_snapshot(host: Host, *, snapshot: str, volume: str, pool: Pool) -> tupl
     """
     image = host.image(pool, volume)
     if image is None:
-        raise VolumeNotFound(f"There is no volume {volume!r} in pool {pool.name!r} to take a snapshot of.", volume=volume)
+        raise VolumeNotFound(
+            f"There is no volume {volume!r} in pool {pool.name!r} that could have a snapshot {snapshot!r}. Check "
+            "snapshot_volume and snapshot_pool; volume_info lists what is there.",
+            volume=volume,
+        )
     entry = _pick_internal(image, snapshot)
     if entry is not None:
         return _internal_source(host, image, entry, pool), image

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ._directory import can_hold
+from ._errors import InvalidSize
 from ._inventory import Host
 from ._model import Pool
 from ._plan_image import empty_qcow2_bytes
 from ._plan_space import check_space
 from ._qemu_img import Measure, QemuImg
+from ._size import human
 from ._steps import CopyImage, CreateBlank, CreateOverlay, Delete, Grow, Step, VolumePlan
 
 
@@ -24,7 +27,7 @@ class SpaceCheck:
         self._measured: dict[tuple[object, ...], Measure] = {}
 
     def check(self, host: Host, pool: Pool, plans: Sequence[VolumePlan], *, overcommit: bool) -> tuple[str, ...]:
-        """Warnings about promises that the pool can't keep now; raises InsufficientSpace."""
+        """Warnings about promises that the pool can't keep now; raises InsufficientSpace or InvalidSize."""
         steps = [step for planned in plans for step in planned.steps]
         if not steps:
             return ()
@@ -33,7 +36,7 @@ class SpaceCheck:
             now, later = self._needs(step)
             required += now
             promised += max(now, later)
-        return check_space(
+        warnings = check_space(
             pool=pool,
             names=[step.name for step in steps],
             required=required,
@@ -41,6 +44,8 @@ class SpaceCheck:
             available=host.free_bytes(pool),
             overcommit=overcommit,
         )
+        _assert_files_can_be_so_large(pool, steps)
+        return warnings
 
     def _needs(self, step: Step) -> tuple[int, int]:
         """Bytes that a step writes or reserves itself, and bytes that its volume can come to take."""
@@ -88,3 +93,14 @@ class SpaceCheck:
                 options=options,
             )
         return self._measured[key]
+
+
+def _assert_files_can_be_so_large(pool: Pool, steps: Sequence[Step]) -> None:
+    """Raises InvalidSize for raw files that the pool's file system can't have; qcow2 files have no size of their own yet."""
+    sizes = [step.capacity for step in steps if not isinstance(step, Delete) and step.format == "raw"]
+    if pool.stores_files and pool.path is not None and sizes and not can_hold(pool.path, max(sizes)):
+        raise InvalidSize(
+            f"size: {max(sizes)} bytes ({human(max(sizes))}) are more than a file can have on the file system of pool "
+            f"{pool.name!r}. Choose a smaller size, format qcow2, or a pool on a file system such as XFS.",
+            pool=pool.name,
+        )

@@ -240,7 +240,7 @@ volumes:
           description: Bytes of saved memory in it.
           type: int
     encrypted:
-      description: Whether QEMU encrypts the image.
+      description: Whether the image is encrypted, in the qcow2 format or as LUKS.
       type: bool
     cluster_size:
       description: Cluster size in bytes of a qcow2 image, else null.
@@ -267,6 +267,26 @@ reason:
   returned: failure
   type: str
   sample: volume_in_use
+attachments:
+  description: The uses by domains that stand in the way, each as in RV(volumes[].attachments).
+  returned: failure because domains use the volume
+  type: list
+  elements: dict
+dependents:
+  description: The volumes that need this one as a backing file, each as in RV(volumes[].dependents).
+  returned: failure because the volume has dependents
+  type: list
+  elements: dict
+required:
+  description: Bytes that are needed.
+  returned: failure for want of space
+  type: int
+  sample: 21474836480
+available:
+  description: Bytes that are free in the pool.
+  returned: failure for want of space
+  type: int
+  sample: 1073741824
 done:
   description: Names of the volumes that were done before a failure half-way.
   returned: failure half-way

@@ -191,7 +191,7 @@ volumes:
           description: Bytes of saved memory in it.
           type: int
     encrypted:
-      description: Whether QEMU encrypts the image.
+      description: Whether the image is encrypted, in the qcow2 format or as LUKS.
       type: bool
     cluster_size:
       description: Cluster size in bytes of a qcow2 image, else null.

@@ -62,7 +62,7 @@ msg:
   description: What is left to do in the guest.
   returned: when a volume was grown
   type: str
-  sample: The volume is larger now; the partition and the file system inside the guest are still to be grown.
+  sample: Once the volume is larger, the partition and the file system inside the guest are still to be grown.
 volumes:
   description: The volumes, in the order of the names.
   returned: success
@@ -190,7 +190,7 @@ volumes:
           description: Bytes of saved memory in it.
           type: int
     encrypted:
-      description: Whether QEMU encrypts the image.
+      description: Whether the image is encrypted, in the qcow2 format or as LUKS.
       type: bool
     cluster_size:
       description: Cluster size in bytes of a qcow2 image, else null.
@@ -217,6 +217,21 @@ reason:
   returned: failure
   type: str
   sample: volume_in_use
+attachments:
+  description: The uses by domains that stand in the way, each as in RV(volumes[].attachments).
+  returned: failure because domains use the volume
+  type: list
+  elements: dict
+required:
+  description: Bytes that are needed.
+  returned: failure for want of space
+  type: int
+  sample: 21474836480
+available:
+  description: Bytes that are free in the pool.
+  returned: failure for want of space
+  type: int
+  sample: 1073741824
 done:
   description: Names of the volumes that were done before a failure half-way.
   returned: failure half-way

@@ -110,6 +110,26 @@ def test_sizes_no_format_or_disk_can_hold(volume, pool, fmt, size):
     assert os.listdir(pool.path) == []
 
 
+def test_raw_sizes_no_file_system_of_this_kind_can_hold(refused, volume, small):
+    """ext4 has files of 16 TiB at most; what is reserved fails for want of space as ever."""
+    wish = {"pool": small.name, "format": "raw"}
+    assert volume(name="b", size="1M", **wish)["changed"]
+    for name in ("a", "b"):
+        assert "file system" in refused("invalid_size", name=name, size="17T", preallocation="off", **wish)["msg"]
+    refused("insufficient_space", name="a", size="17T", **wish)
+
+
+@pytest.mark.parametrize("wish", [
+    {"name": "\ud800"}, {"template": "\ud800"}, {"template": "/\ud800"}, {"template_pool": "\ud800", "template": "a"},
+    {"snapshot": "\ud800", "snapshot_volume": "a"}, {"snapshot": "a", "snapshot_volume": "\ud800"}, {"size": "\ud800"},
+    {"owner": "\ud800"}, {"pool": "\ud800"}, {"uri": "\ud800"},
+], ids=ascii)
+def test_text_that_is_no_utf8(volume, pool, wish):
+    result = volume(**{"name": "a", **({} if "template" in wish or "snapshot" in wish else {"size": "1M"}), **wish})
+    assert result["failed"] and result["reason"] and "Traceback" not in result["msg"], result
+    assert os.listdir(pool.path) == []
+
+
 @pytest.mark.parametrize("wish", [
     {"format": "vmdk"}, {"format": "QCOW2"}, {"preallocation": "yes"}, {"clone_mode": "linked"}, {"state": "gone"},
     {"overcommit": "perhaps"}, {"unknown": 1}, {"name": {}}, {"cluster_size": "big"}, {"mode": -1}, {"name": []},
@@ -139,7 +159,9 @@ def test_pool_whose_directory_is_gone(volume, info, own_hypervisor, make_pool):
     lost = make_pool(on=own_hypervisor)
     lost.path.rmdir()
     result = run_module("volume", {"uri": own_hypervisor.uri, "pool": lost.name, "name": "a", "size": "1M"})
-    assert result["failed"] and lost.name in result["msg"], result
+    assert result["failed"] and result["reason"] == "pool_inactive", result
+    assert lost.name in result["msg"] and str(lost.path) in result["msg"], result
+    assert lost.virt.isActive()
     assert not run_module("volume_info", {"uri": own_hypervisor.uri}).get("changed")
 
 
@@ -242,6 +264,13 @@ def test_unreadable_images(volume, info, pool, body):
         else:
             assert digest(pool / f"from-{mode}") == digest(pool / "bad", "raw"), "if taken at all, it is taken as raw"
     assert volume(name="a", size="1M")["changed"], "one bad file does not stop other work in the pool"
+
+
+@pytest.mark.parametrize("wish", [{"size": "1M"}, {"size": "1M", "format": "raw"}, {"state": "absent"}], ids=str)
+def test_a_link_to_nothing_takes_the_name(refused, pool, wish):
+    (pool / "a").symlink_to("/nonexistent")
+    assert "link" in refused("unsupported", name=["b", "a"], **wish)["msg"]
+    assert (pool / "a").is_symlink() and os.listdir(pool.path) == ["a"]
 
 
 def test_things_in_a_pool_that_are_no_images(volume, info, pool):

@@ -138,6 +138,14 @@ def test_encrypted(only, pool):
     assert only(name="a")["encrypted"] is True
 
 
+def test_luks_that_libvirt_has_as_raw(only, pool):
+    (pool / "a").write_bytes((b"LUKS\xba\xbe\0\1aes".ljust(104, b"\0") + (8).to_bytes(4, "big")).ljust(MIB, b"\0"))
+    pool.virt.refresh()
+    volume = only(name="a")
+    assert "<encryption format='luks'>" in pool.virt.storageVolLookupByName("a").XMLDesc()
+    assert (volume["encrypted"], volume["format"], volume["capacity"]) == (True, "raw", MIB)
+
+
 @pytest.mark.parametrize(("wish", "found"), [
     ({"running": True}, {(True, "running"), (False, "running")}),
     ({"running": False}, {(False, "shutoff")}),

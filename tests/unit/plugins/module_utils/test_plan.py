@@ -707,7 +707,7 @@ def test_what_must_be_written_has_to_fit(required: int, thin: int, overcommit: b
 
 def test_promises_beyond_the_free_space_are_warned_of() -> None:
     (warning,) = check_space(10 * MIB, GIB, 20 * MIB)
-    assert "may grow to 1084227584 bytes (1.01 GiB)" in warning
+    assert "may come to take 1084227584 bytes (1.01 GiB)" in warning
     assert "20971520 bytes (20 MiB) free" in warning
 
 

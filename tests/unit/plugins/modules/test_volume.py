@@ -345,7 +345,7 @@ def test_a_header_that_would_hang_libvirt_stops_the_run(lab: Hypervisor) -> None
 def test_a_promise_beyond_the_free_space_is_a_warning(lab: Hypervisor) -> None:
     result = lab.predict_and_run(volume, name="web", size="2G")
     assert result["changed"]
-    assert "'web' may grow to 2147" in str(result["warnings"])
+    assert "'web' may come to take 2147" in str(result["warnings"])
 
 
 def test_leftovers_of_killed_runs_are_cleared(lab: Hypervisor) -> None:

@@ -720,7 +720,7 @@ def test_promises_beyond_the_free_space_fail_without_overcommit() -> None:
 def test_many_names_are_shortened() -> None:
     (warning,) = check_space(0, 2, 1, names=7)
     assert "'web0', 'web1', 'web2', 'web3', 'web4' and 2 more" in warning
-    assert "more" not in check_space(0, 2, 1, names=5)[0].split("may grow")[0]
+    assert "more" not in check_space(0, 2, 1, names=5)[0].split("may come to take")[0]
 
 
 # -- the plan of a call ----------------------------------------------------------------------------

@@ -231,7 +231,7 @@ PARAMS: list[tuple[dict[str, Any], str]] = [
     ({"name": "web", "size": "1M", "cluster_size": "x"}, "invalid_size"),
     ({"name": "web", "size": "1M", "pool": "gone"}, "pool_not_found"),
     ({"name": "web", "size": "1M", "pool": "idle"}, "pool_inactive"),
-    ({"name": "web", "size": "1M", "pool": "nowhere"}, "unsupported"),
+    ({"name": "web", "size": "1M", "pool": "nowhere"}, "pool_inactive"),
     ({"name": "web", "size": "1M", "owner": "no such user"}, "invalid_option"),
     ({"name": "web", "size": "1M", "group": "no such group"}, "invalid_option"),
     ({"name": "web", "size": "1M", "mode": "999"}, "invalid_option"),

@@ -146,7 +146,7 @@ def test_idle_pools_are_left_out_with_a_warning(lab: Hypervisor) -> None:
     [
         ({"pool": "gone"}, "pool_not_found"),
         ({"pool": ["default", "idle"]}, "pool_inactive"),
-        ({"pool": "nowhere"}, "unsupported"),
+        ({"pool": "nowhere"}, "pool_inactive"),
         ({"pool": [""]}, "invalid_option"),
         ({"name": "a/b"}, "invalid_name"),
         ({"name": ""}, "invalid_name"),

@@ -34,9 +34,9 @@ def virt_volume(**options: Any) -> Task:
 
 
 def run_play(
-    directory: Path, tasks: Sequence[Task], *, changed: int, hosts: Mapping[str, Mapping[str, Any]] | None = None, forks: int = 5
+    directory: Path, tasks: Sequence[Task], *, changed: int | None, hosts: Mapping[str, Mapping[str, Any]] | None = None, forks: int = 5
 ) -> float:
-    """Seconds of the whole play. Each host must come out with that many changed tasks and no failure."""
+    """Seconds of the whole play. Each host must come out with that many changed tasks (None: any) and no failure."""
     names = hosts or {"localhost": {}}
     inventory = {"all": {"hosts": names, "vars": {"ansible_connection": "local", "ansible_python_interpreter": PYTHON}}}
     book, where = directory / "play.json", directory / "hosts.json"
@@ -48,6 +48,7 @@ def run_play(
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=env, timeout=900, check=False)
     seconds = time.perf_counter() - began
     recap = re.findall(r" changed=(\d+) +unreachable=(\d+) +failed=(\d+)", done.stdout)
-    if done.returncode != 0 or recap != [(str(changed), "0", "0")] * len(names):
+    wanted = [(str(changed), "0", "0")] * len(names)
+    if done.returncode != 0 or (changed is not None and recap != wanted):
         raise Failure(f"the play came out with {recap}: {(done.stdout + done.stderr)[-1500:]}")
     return seconds

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from typing import Callable
 
 from ..results import Table
-from . import compressing, copying, create, fleet, listing, live, noop, reflink, reserving
+from . import compressing, copying, create, fleet, listing, live, noop, profile, reflink, reserving
 from .scale import Scale
 
-__all__ = ["ROWS", "Scale"]
+__all__ = ["PROFILE", "ROWS", "Scale"]
+
+PROFILE = 12
 
 ROWS: dict[int, tuple[str, Callable[[Scale], Iterator[Table]]]] = {
     1: ("A task that finds nothing to do", noop.measure),
@@ -27,4 +29,5 @@ ROWS: dict[int, tuple[str, Callable[[Scale], Iterator[Table]]]] = {
     9: ("A raw volume, all space reserved", reserving.measure),
     10: ("A clone of a busy guest's disk", live.measure),
     11: ("A fleet of hypervisors in one play", fleet.measure),
+    PROFILE: ("Where each module's time goes", profile.measure),
 }

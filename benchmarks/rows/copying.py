@@ -17,12 +17,13 @@ from ..measure import Arm, Failure, sh, take_turns
 from ..peers import copy_xml
 from ..place import Place, a_place, cool, remove, warm
 from ..plays import PYTHON, ours, run_play, virt_volume
-from ..results import Table, compare
+from ..results import Line, Spread, Table, compare
 from .create import PEERS
 from .scale import GIB, MIB, Scale
 
 DD = "dd of the data, fsync"
 CLONE, NO_CLONE = "volume_clone", "volume_clone, nothing to do"
+TWO, WORK = "volume_clone, two copies", "volume_clone, one copy more in the same task"
 VIRT, NO_VIRT = "virt_volume clone_source", "virt_volume, nothing to do"
 VOL_CLONE = "virsh vol-clone"
 FAST = "qemu-img convert -W -m 16 -t none"
@@ -54,7 +55,7 @@ class Bed:
         self.scale, self.format = scale, image_format
         self.size = scale.pick(GIB, 128 * MIB)
         self.capacity = 4 * self.size
-        self.disk = place.ext4(8 * self.size)
+        self.disk = place.ext4(10 * self.size)
         self.hypervisor = place.hypervisor
         self.play = place.root
         self.pool = self.hypervisor.pool("default", self.disk / "images")
@@ -68,8 +69,8 @@ class Bed:
         run_play(self.play, [self._wish("done")], changed=1)  # the copy that is there already
         self.pool.refresh()
 
-    def _wish(self, name: str) -> dict[str, object]:
-        return ours("volume_clone", uri=self.hypervisor.uri, source="source", name=name)
+    def _wish(self, *names: str) -> dict[str, object]:
+        return ours("volume_clone", uri=self.hypervisor.uri, source="source", name=list(names))
 
     def _virt(self, name: str) -> dict[str, object]:
         document = copy_xml(name, self.format, self.capacity)
@@ -77,10 +78,10 @@ class Bed:
 
     def compare(self, title: str, ready: Callable[..., None]) -> Table:
         layers = sorted(self.source.parent.glob("source*"))
-        out = self.disk / "images" / "target"
+        out, second = self.target, self.target.with_name("second")
 
         def prepare() -> None:
-            remove(out)
+            remove(out, second)
             self.pool.refresh()
             ready(*layers, self.data)
 
@@ -96,6 +97,7 @@ class Bed:
             arm(DD, "floor", dd, check=False),
             arm("dd, direct writes", "floor", lambda: dd("oflag=direct"), check=False),
             Arm(CLONE, "ours", lambda: play([self._wish("target")], changed=1), prepare, partial(self._check, True)),
+            Arm(TWO, "ours", lambda: play([self._wish("target", "second")], changed=1), prepare, partial(self._check, True)),
             Arm(NO_CLONE, "ours", lambda: play([self._wish("done")], changed=0), prepare),
             Arm(VIRT, "peer", lambda: play([self._virt("target")], changed=1), prepare, partial(self._check, True)),
             Arm(NO_VIRT, "peer", lambda: play([self._virt("done")], changed=0), prepare),
@@ -109,15 +111,17 @@ class Bed:
         if len(layers) == 1:
             arms.append(arm("cp", "peer", lambda: sh("cp", self.source, out)))
         times = take_turns(arms, self.scale.rounds)
-        remove(out)
+        remove(out, second)
+        work = times[TWO] - times[CLONE]
         table = compare(f"{title}; plays less those with nothing to do", times, DD,
-                        less={CLONE: NO_CLONE, VIRT: NO_VIRT}, hide=(NO_CLONE, NO_VIRT))
-        work = times[CLONE] - times[NO_CLONE]
-        table.mark(f"clone, {title}, to dd", work / times[DD], 1.1)
+                        less={CLONE: NO_CLONE, VIRT: NO_VIRT}, hide=(TWO, NO_CLONE, NO_VIRT))
+        table.lines.insert(0, Line(WORK, "ours", Spread.of(work / times[DD]), Spread.of(work)))
+        table.mark(f"clone, {title}, work alone, to dd", work / times[DD], 1.1)
         if self.format == "raw":
-            table.mark(f"clone, {title}, to vol-clone", work / times[VOL_CLONE], 0.4)
+            table.mark(f"clone, {title}, work alone, to vol-clone", work / times[VOL_CLONE], 0.4)
         whole = ", ".join(f"{name} {times[name].median:.2f} s" for name in (CLONE, VIRT) if times.has(name))
-        table.remarks.append(f"{self.size / GIB:g} GiB of data, {self.capacity / GIB:g} GiB of capacity; every copy is synced. "
+        table.remarks.append(f"{self.size / GIB:g} GiB of data, {self.capacity / GIB:g} GiB of capacity; every copy is synced. The work "
+                             "alone is a play that makes two copies less one that makes one. "
                              f"Whole plays: {whole}.")
         return table
 

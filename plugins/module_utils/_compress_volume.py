@@ -299,7 +299,8 @@ class CompressTask(NamedVolumes):
                 target=staged.path,
                 target_format="qcow2",
                 options=_features(header, step.compression),
-                direct=_staging.supports_direct(staged),
+                # Compressed clusters begin anywhere, so that past the page cache each would be read before it is written.
+                direct=False,
                 compressed=True,
                 backing=backing,
                 pass_fds=(staged.fd,),

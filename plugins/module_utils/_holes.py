@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import functools
 import os
 import re
 import struct
@@ -20,6 +21,7 @@ import zlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from ._clusters import DATA, DOOMED, VOID, ClusterMap
 from ._errors import InsufficientSpace, Unsupported
@@ -225,11 +227,17 @@ def _block_size(fd: int) -> int:
     return size if 512 <= size <= _UNIT else 4096  # network file systems name what they transfer at once
 
 
-def _punch(fd: int, start: int, length: int) -> bool:
-    """Dig one hole; ``False`` when the file system has no room to note it."""
+@functools.lru_cache(maxsize=None)
+def _fallocate() -> Any:
     libc = ctypes.CDLL(None, use_errno=True)
     call = libc.fallocate64 if hasattr(libc, "fallocate64") else libc.fallocate
     call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    return call
+
+
+def _punch(fd: int, start: int, length: int) -> bool:
+    """Dig one hole; ``False`` when the file system has no room to note it."""
+    call = _fallocate()
     while call(fd, _PUNCH_HOLE | _KEEP_SIZE, start, length):
         number = ctypes.get_errno()
         if number == errno.EINTR:

@@ -158,7 +158,7 @@ def _wait_for_end(connection: Connection, live: Attachment) -> None:
         if outcome is not None:
             raise ToolFailed(f"The backup job of domain {live.domain!r} failed: {outcome}. The copy was dropped.")
         time.sleep(pause)
-        pause = min(pause * 1.5, 0.5)
+        pause = min(pause * 1.5, _POLL)
 
 
 def _busy(live: Attachment) -> Locked:

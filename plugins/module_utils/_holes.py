@@ -227,7 +227,7 @@ def _block_size(fd: int) -> int:
     return size if 512 <= size <= _UNIT else 4096  # network file systems name what they transfer at once
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _fallocate() -> Any:
     libc = ctypes.CDLL(None, use_errno=True)
     call = libc.fallocate64 if hasattr(libc, "fallocate64") else libc.fallocate

@@ -47,15 +47,16 @@ def measure(scale: Scale) -> Iterator[Table]:
                     raise Failure(f"{name} has not all volumes")
             return seconds
 
-        def arm(name: str, number: int, forks: int) -> list[Arm]:
-            return [
-                Arm(name, "ours", lambda: create(number, forks), prepare),
-                Arm(f"{name}, ping", "floor", lambda: run_play(place.root, [PING], changed=0, hosts=hosts(number), forks=forks)),
-            ]
+        def arm(name: str, number: int, forks: int) -> Arm:
+            return Arm(name, "ours", lambda: create(number, forks), prepare)
+
+        def ping(name: str, number: int, forks: int) -> Arm:
+            return Arm(f"{name}, ping", "floor", lambda: run_play(place.root, [PING], changed=0, hosts=hosts(number), forks=forks))
 
         half, whole = f"{count // 2} hypervisors, forks 5", f"{count} hypervisors, forks 5"
         times = take_turns([
-            *arm(ONE, 1, 5), *arm(half, count // 2, 5), *arm(whole, count, 5), *arm(f"{count} hypervisors, forks 20", count, 20),
+            arm(ONE, 1, 5), arm(half, count // 2, 5), arm(whole, count, 5), arm(f"{count} hypervisors, forks 20", count, 20),
+            ping(ONE, 1, 5), ping(whole, count, 5),
         ], scale.rounds)
     table = compare(f"{volumes} copy-on-write volumes on each; whole plays", times, ONE)
     table.mark(f"{count} hypervisors to {count // 2}, whole plays (2 is linear)", times[whole] / times[half], 2.2)

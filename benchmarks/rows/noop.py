@@ -21,7 +21,7 @@ LIMIT = 1.16
 
 
 def measure(scale: Scale) -> Iterator[Table]:
-    repeats = scale.pick(12, 3)
+    repeats = scale.pick(10, 3)
     with a_place() as place:
         hypervisor = place.hypervisor
         images = place.directory("images")

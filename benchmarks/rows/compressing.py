@@ -101,7 +101,7 @@ def _measure_zeros(bed: Bed, title: str, limit: float) -> Table:
             raise Failure(done.stdout[-300:])
         bed._sync(bed.volume)
 
-    half, compress = 0.6, "volume_compress zeros"
+    half, compress = 0.65, "volume_compress zeros"
     times = bed.take_turns([
         bed.arm(compress, "ours", bed.compress, most=half),
         bed.arm("qemu-img convert (takes the space again)", "peer", bed.convert, most=half),

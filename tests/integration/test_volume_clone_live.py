@@ -116,7 +116,7 @@ def test_copy_of_a_running_disk(cloned_live, pool, domain, source, wanted, targe
 def test_copy_is_of_the_moment_when_it_began(begun, pool, domain):
     """What the guest writes meanwhile, where the copy has been and where it has not, is not in it."""
     path = large(pool / "a", "raw")
-    running = domain(disk(path, "raw"))
+    running = domain(disk(path, "raw", cached=False))
     expected = digest(path, "raw")
     process = begun(running)
     for number in range(8):
@@ -373,7 +373,7 @@ def test_two_at_once_take_turns(hypervisor, pool, domain):
 @pytest.mark.parametrize("fmt", ["qcow2", "raw"])
 def test_killed_in_the_middle(begun, clone, pool, domain, fmt, number):
     large(pool / "a", fmt)
-    running = domain(disk(pool / "a", fmt))
+    running = domain(disk(pool / "a", fmt, cached=False))
     process = begun(running)
     os.killpg(process.pid, number)
     process.communicate()
@@ -388,7 +388,7 @@ def test_killed_in_the_middle(begun, clone, pool, domain, fmt, number):
 
 def test_domain_stops_in_the_middle(begun, clone, pool, domain):
     large(pool / "a")
-    running = domain(disk(pool / "a"))
+    running = domain(disk(pool / "a", cached=False))
     process = begun(running)
     running.destroy()
     result = finish_module(process)
@@ -400,7 +400,7 @@ def test_domain_stops_in_the_middle(begun, clone, pool, domain):
 
 def test_job_is_aborted_by_somebody_else(begun, pool, domain):
     large(pool / "a")
-    running = domain(disk(pool / "a"))
+    running = domain(disk(pool / "a", cached=False))
     process = begun(running)
     running.abortJob()
     assert finish_module(process)["reason"] == "tool_failed"
@@ -409,7 +409,7 @@ def test_job_is_aborted_by_somebody_else(begun, pool, domain):
 
 def test_space_runs_out_in_the_middle(begun, pool, small, domain):
     large(pool / "a", size=30 * MIB)
-    running = domain(disk(pool / "a"))
+    running = domain(disk(pool / "a", cached=False))
     process = begun(running, pool=small.name, source_pool=pool.name)
     with (small / "hog").open("wb") as hog:
         facts = os.statvfs(small.path)
@@ -437,7 +437,7 @@ def test_waits_for_a_block_job(clone, pool, domain):
 def test_libvirt_is_restarted_in_the_middle(own_hypervisor, make_pool, begun):
     there = make_pool("own", on=own_hypervisor)
     large(there / "a")
-    running = own_hypervisor.conn.createXML(domain_xml("vm", disk(there / "a")))
+    running = own_hypervisor.conn.createXML(domain_xml("vm", disk(there / "a", cached=False)))
     params = {"uri": own_hypervisor.uri, "pool": there.name}
     process = begun(running, **params)
     own_hypervisor.restart()

@@ -96,9 +96,12 @@ class Pool:
 
 def disk(
     source: Path | tuple[str, str], fmt: str = "qcow2", target: str = "vda", *, block: bool = False,
-    readonly: bool = False, device: str = "disk", extra: str = "",
+    readonly: bool = False, device: str = "disk", extra: str = "", cached: bool = True,
 ) -> str:
-    """A ``<disk>``: a path, or (pool, volume) for a source of type volume."""
+    """A ``<disk>``: a path, or (pool, volume) for a source of type volume.
+
+    Not ``cached``: a copy of it comes from the medium, and takes long enough to be met in its middle.
+    """
     if isinstance(source, tuple):
         kind, where = "volume", f"pool={quoteattr(source[0])} volume={quoteattr(source[1])}"
     elif block:
@@ -106,7 +109,8 @@ def disk(
     else:
         kind, where = "file", f"file={quoteattr(str(source))}"
     bus = {"v": "virtio", "h": "ide", "s": "scsi"}[target[0]]
-    return (f"<disk type='{kind}' device='{device}'><driver name='qemu' type='{fmt}'/><source {where}/>"
+    cache = "" if cached else " cache='none'"
+    return (f"<disk type='{kind}' device='{device}'><driver name='qemu' type='{fmt}'{cache}/><source {where}/>"
             f"<target dev='{target}' bus='{bus}'/>{'<readonly/>' if readonly else ''}{extra}</disk>")
 
 

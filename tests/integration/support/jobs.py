@@ -7,11 +7,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from typing import Any
 
 import libvirt
 import libvirt_qemu
+
+
+_last_seen: dict[str, str] = {}
 
 
 def monitor(domain: libvirt.virDomain, command: str, **arguments: Any) -> Any:
@@ -33,12 +37,27 @@ def has_no_job(domain: libvirt.virDomain) -> bool:
 
 def set_speed(domain: libvirt.virDomain, speed: int) -> bool:
     """Bytes per second, 0 for no limit; false when there is no job that takes it."""
-    return any(monitor(domain, "block-job-set-speed", device=job["device"], speed=speed) == {} for job in jobs(domain))
+    def accepts(device: str) -> bool:
+        return monitor(domain, "block-job-set-speed", device=device, speed=speed) == {}
+
+    last = _last_seen.get(domain.UUIDString())
+    if last is not None and accepts(last):  # one question less, when every moment counts
+        return True
+    for job in jobs(domain):
+        _last_seen[domain.UUIDString()] = job["device"]
+        if accepts(job["device"]):
+            return True
+    return False
 
 
 def hold_job_of(process: subprocess.Popen[str], domain: libvirt.virDomain, speed: int = 1) -> bool:
     """Slow the job down as soon as the module has started it; false when the module was done before."""
-    while not set_speed(domain, speed):
-        if process.poll() is not None:
-            return False
-    return True
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    os.setpriority(os.PRIO_PROCESS, 0, -15)  # a busy machine must not make us look too late
+    try:
+        while not set_speed(domain, speed):
+            if process.poll() is not None:
+                return False
+        return True
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, before)

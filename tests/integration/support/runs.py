@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -66,7 +67,12 @@ def start_module(
         return subprocess.Popen(
             [*prefix, sys.executable, "-m", f"ansible_collections.hypervisor.storage.plugins.modules.{module}"],
             stdin=feed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/", start_new_session=True,
-            env=env or environment())
+            env=env or environment(), preexec_fn=_hear_interrupts)
+
+
+def _hear_interrupts() -> None:
+    """Whoever runs the tests in the background may have made them deaf to this signal, which is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish_module(process: subprocess.Popen[str], timeout: float = 60, *, quiet: bool = True) -> Result:

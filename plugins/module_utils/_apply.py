@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from . import _directory, _locks, _staging, _xml
+from . import _directory, _locks, _staging, _without_files
 from ._copy import copy_image
 from ._errors import Exchanged, StorageError, Unsupported
 from ._grow import grow
@@ -71,10 +71,11 @@ class Worker:
         if isinstance(step, Delete):
             return self._delete(step)
         if isinstance(step, Grow):
-            grow(self.host.connection, self.qemu_img, step, seen=self.host.seen(step.path))
+            grow(self.host, self.qemu_img, step)
             return True
         if not step.pool.stores_files:
-            return self._create_through_libvirt(step)
+            self._create_without_file(step)
+            return False
         if isinstance(step, CreateBlank):
             self._create_blank(step)
         elif isinstance(step, CreateOverlay):
@@ -144,13 +145,13 @@ class Worker:
         source = step.source
         what = f"create volume {step.name!r} from {source.label}"
         # A disk that its domain writes to can't be held against it; what is read of it is one moment by other means.
-        written = source.shared or step.method == "backup"
-        holding = contextlib.nullcontext(None) if written else self._held_source(source.path, what)
+        holding = contextlib.nullcontext(None) if _is_out_of_hand(step) else self._held_source(source.path, what)
         # QEMU opens the target of a backup job by its path, hence by a name.
         with holding as held_fd, _staging.stage(_directory_of(step), named=step.method == "backup") as staged:
             self.moments[step.name] = copy_image(
                 step, held_fd=held_fd, staged=staged, qemu_img=self.qemu_img, connection=self.host.connection
             )
+            _without_files.assert_source_stood_still(self.host, step)
             _publish(staged, step)
 
     @contextlib.contextmanager
@@ -164,15 +165,15 @@ class Worker:
                     raise Exchanged(f"Cannot {what}: {path!r} was exchanged meanwhile. Run again.")
             yield fd
 
-    def _create_through_libvirt(self, step: Step) -> bool:
-        if isinstance(step, CopyImage) and step.source.home is not None:
-            source_pool, source = step.source.home
-            self.host.connection.clone_volume(step.pool, _document(step), source_pool=source_pool, source=source)
-        elif isinstance(step, CreateBlank):
-            self.host.connection.create_volume(step.pool, _document(step))
+    def _create_without_file(self, step: Step) -> None:
+        if isinstance(step, CreateBlank):
+            _without_files.create_blank(self.host, step)
+        elif isinstance(step, CopyImage):
+            what = f"create volume {step.name!r} from {step.source.label}"
+            with contextlib.nullcontext(None) if _is_out_of_hand(step) else self._held_source(step.source.path, what) as fd:
+                _without_files.copy(self.host, step, self.qemu_img, held_fd=fd)
         else:
             raise Unsupported(f"Pool {step.pool.name!r} (type {step.pool.type}) holds no image files.")
-        return False
 
     # -- delete ------------------------------------------------------------------------------------
 
@@ -190,7 +191,8 @@ class Worker:
         for step in doomed:
             image = self.host.image(step.pool, step.name)
             if image is not None:
-                refuse_harm(volume=self.host.describe(image), facts=Facts(), going=going)
+                facts = Facts() if image.type == "file" else self.host.facts(image)  # a file is locked by now
+                refuse_harm(volume=self.host.describe(image), facts=facts, going=going)
             going.append((step.pool.name, step.name))
 
     def _delete(self, step: Delete) -> bool:
@@ -201,15 +203,15 @@ class Worker:
             finally:
                 os.close(fd)
             return True
-        if step.wipe and step.type != "file":
-            self.host.connection.wipe_volume(step.pool, step.name)
+        if not step.pool.stores_files:
+            _without_files.delete(self.host, step)
+            return False
         known = self.host.connection.delete_volume(step.pool, step.name)
         if not known and step.type == "file":
             with _staging.explained(f"delete volume {step.name!r} of pool {step.pool.name!r}"):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(step.path)
-        if step.pool.stores_files:
-            _staging.sync_directory(os.path.dirname(step.path))
+        _staging.sync_directory(os.path.dirname(step.path))
         return False
 
 
@@ -228,8 +230,6 @@ def _directory_of(step: Step) -> str:
     return step.pool.path
 
 
-def _document(step: CreateBlank | CopyImage) -> str:
-    """The volume document for a pool that isn't made of files."""
-    reserved = step.capacity if step.preallocation != "off" else 0
-    image_format = None if step.format == "raw" else step.format
-    return _xml.build_volume(name=step.name, capacity=step.capacity, allocation=reserved, format=image_format)
+def _is_out_of_hand(step: CopyImage) -> bool:
+    """Whether a copy's source can't be held by us: a disk that its domain writes to, or an image in the network."""
+    return step.source.shared or step.method == "backup" or bool(step.source.pass_fds)

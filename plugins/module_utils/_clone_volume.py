@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import _locks, _plan_clone, _requests, _sources
+from . import _plan_clone, _requests, _sources
 from ._errors import InvalidOption, VolumeInUse, VolumeNotFound
 from ._inventory import Host, Image
 from ._model import Attachment, Pool
@@ -41,7 +41,7 @@ class CloneTask(NamedVolumes):
 
     def decide(self, host: Host) -> Plan:
         """Plan all copies; raises before anything is done if one is refused."""
-        pool = host.pool(self.pool_name)
+        pool = self.pool(host)
         source_pool = host.pool(self._source_pool)
         image = host.image(source_pool, self._source_name)
         if image is None:
@@ -57,7 +57,9 @@ class CloneTask(NamedVolumes):
         for name, found in existing.items():
             if found is not None:
                 plans.append(
-                    _plan_clone.plan_existing_clone(volume=host.describe(found), source=_source_of(host, image), wish=self._wish)
+                    _plan_clone.plan_existing_clone(
+                        volume=host.describe(found), source=_source_of(host, image), wish=self._wish, pool=pool
+                    )
                 )
             else:
                 plans.append(self._plan_copy(host, pool, name, image, live))
@@ -104,7 +106,7 @@ class CloneTask(NamedVolumes):
         _sources.assert_no_way_out(host, image, where)
         writers = [use for use in host.attachments(image) if use.live and use.via == "disk" and not use.readonly]
         if not writers:
-            if image.type == "file" and _locks.image_users(image.path) == "writing":
+            if host.facts(image).opened == "writing":
                 raise VolumeInUse(
                     f"The {where} is open for writing in a process that libvirt on this host doesn't know: another host, a "
                     "QEMU or a qemu-nbd. Clone it from the host where its domain runs, or stop that process.",
@@ -140,8 +142,9 @@ def _source_of(host: Host, image: Image, *, shared: bool = False) -> Source:
             features.append(("lazy_refcounts", "on"))
         if header.refcount_bits not in (None, 16):
             features.append(("refcount_bits", str(header.refcount_bits)))
+    location, pass_fds = host.location(image)
     return Source(
-        path=image.path,
+        path=location,
         label=where,
         format=image.format,
         capacity=image.capacity,
@@ -149,6 +152,7 @@ def _source_of(host: Host, image: Image, *, shared: bool = False) -> Source:
         shared=shared,
         cluster_size=header.cluster_size,
         features=tuple(features),
+        pass_fds=pass_fds,
     )
 
 

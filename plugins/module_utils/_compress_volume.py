@@ -27,7 +27,7 @@ from ._image_header import ImageHeader, read_header
 from ._inventory import Host, Image
 from ._libguestfs import Libguestfs
 from ._model import Attachment, Pool
-from ._named_volumes import NamedVolumes, gather_facts, need_image
+from ._named_volumes import NamedVolumes, need_image
 from ._plan_compress import (
     Compress,
     CompressPlan,
@@ -158,8 +158,9 @@ class CompressTask(NamedVolumes):
         image = need_image(host, pool, name)
         volume = host.describe(image)
         refuse_others(volume=volume, pool=pool)
+        _sources.assert_no_way_out(host, image, _where(image))
         _sources.assert_readable(host, image, _where(image))
-        refuse_busy(volume=volume, facts=gather_facts(image), above=_uses_above(host, image))
+        refuse_busy(volume=volume, facts=host.facts(image), above=_uses_above(host, image))
         if self._wish.compression:
             refuse_rewrite(volume=volume, compression=self._wish.compression, file=_file_facts(image))
         if self._wish.method == "zeros":

@@ -61,10 +61,8 @@ def copy_image(
 
     ``held_fd``: the source as it was opened and looked at, so that nothing put in its place is read.
     """
-    if held_fd is not None and (step.source.format == "raw" or read_header(held_fd).backing_file is None):
-        # Relative names of backing files start at the image's directory: then it has to be the path.
-        step = step._replace(source=step.source._replace(path=f"/proc/self/fd/{held_fd}"))
-    more_fds = () if held_fd is None else (held_fd,)
+    step = pin_source(step, held_fd)
+    more_fds = step.source.pass_fds
     moment = _live.Moment("offline")
     if step.method == "reflink":
         _share_extents(step, staged)
@@ -79,6 +77,17 @@ def copy_image(
     elif step.source.check and step.format == "qcow2":
         qemu_img.check(path=staged.path, image_format=step.format, pass_fds=(staged.fd,))
     return moment
+
+
+def pin_source(step: CopyImage, held_fd: int | None) -> CopyImage:
+    """The step with its source as it was opened and looked at, where tools inherit the descriptor."""
+    if held_fd is None:
+        return step
+    source = step.source._replace(pass_fds=(*step.source.pass_fds, held_fd))
+    if step.source.format == "raw" or read_header(held_fd).backing_file is None:
+        # Relative names of backing files start at the image's directory: then it has to be the path.
+        source = source._replace(path=f"/proc/self/fd/{held_fd}")
+    return step._replace(source=source)
 
 
 def _share_extents(step: CopyImage, staged: _staging.Staged) -> None:

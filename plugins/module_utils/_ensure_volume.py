@@ -12,7 +12,7 @@ from typing import Any
 from . import _plan_existing, _plan_image, _requests
 from ._inventory import Host, Image
 from ._model import Ident, Pool
-from ._named_volumes import NamedVolumes, find_image, gather_facts, take_steps
+from ._named_volumes import NamedVolumes, find_image, take_steps
 from ._steps import Facts, Plan, Source, VolumePlan, Wish
 
 
@@ -27,7 +27,7 @@ class VolumeTask(NamedVolumes):
 
     def decide(self, host: Host) -> Plan:
         """Plan all names; raises before anything is done if one is refused."""
-        pool = host.pool(self.pool_name)
+        pool = self.pool(host)
         images = {name: find_image(host, pool, name) for name in self.names}
         if self._absent:
             return self._decide_absent(host, pool, images)
@@ -49,7 +49,7 @@ class VolumeTask(NamedVolumes):
                     pool=pool,
                     volume=host.describe(image) if image is not None else None,
                     wipe=self._wipe,
-                    facts=gather_facts(image),
+                    facts=host.facts(image),
                     going=going,
                 )
             )
@@ -70,7 +70,7 @@ class VolumeTask(NamedVolumes):
                 plans.append(plan_create(name=name, pool=pool, wish=wish, source=source))
                 continue
             same = image.backing is not None and image.backing.ident == source_ident
-            facts = gather_facts(image) if wish.size is not None and wish.size > image.capacity else Facts()
+            facts = host.facts(image) if wish.size is not None and wish.size > image.capacity else Facts()
             planned = _plan_existing.plan_existing(
                 volume=host.describe(image), wish=wish, pool=pool, same_backing=same, facts=facts
             )

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from . import _directory, _locks, _pool_tools, _staging
 from ._errors import Exchanged, InsufficientSpace, ShrinkRefused, ToolFailed
 from ._image_header import read_header
+from ._inventory import Host
 from ._libvirt import Connection
 from ._model import Ident
 from ._qemu_img import QemuImg
@@ -23,25 +24,28 @@ from ._steps import Grow
 _KEEP_SIZE = 0x01  # FALLOC_FL_KEEP_SIZE, fallocate(2)
 
 
-def grow(connection: Connection, qemu_img: QemuImg, step: Grow, *, seen: Ident | None = None) -> None:
+def grow(host: Host, qemu_img: QemuImg, step: Grow) -> None:
     """Make a volume larger, and look afterwards whether it is; raises our errors only.
 
-    ``seen`` is what the decision is about: another file or a link in its place is not touched.
+    Another file or a link in the place of what the decision is about is not touched.
 
     The size on disk is read right before: libvirt's cached one may be smaller than the file, and resizing by it
     would truncate (virStorageVolResize compares with its cache).
     """
+    connection = host.connection
     if not step.pool.stores_files:
-        _grow_without_file(connection, step)
+        # QEMU itself makes an image in the network larger; a device it only finds larger.
+        if not (step.online and step.pool.volume_type == "network"):
+            _grow_without_file(host, step)
         if step.online:
             _grow_online(connection, step)
         _assert_grown(connection, step)
         return
-    with _pinned(step, seen) as (pinned, fd):
+    with _pinned(step, host.seen(step.path)) as (pinned, fd):
         if step.online:
             _grow_online(connection, pinned)
         else:
-            _grow_file(qemu_img, pinned, fd, step.path)
+            _grow_file(connection, qemu_img, pinned, fd, step.path)
         _assert_grown(connection, pinned)
 
 
@@ -59,11 +63,11 @@ def _pinned(step: Grow, seen: Ident | None) -> Iterator[tuple[Grow, int]]:
         os.close(fd)
 
 
-def _grow_file(qemu_img: QemuImg, step: Grow, fd: int, path: str) -> None:
+def _grow_file(connection: Connection, qemu_img: QemuImg, step: Grow, fd: int, path: str) -> None:
     if step.format == "raw":
         _grow_raw_file(step, path)
         return
-    _assert_grows(step)
+    _assert_grows(connection, step)
     if read_header(fd).backing_file is not None:
         step = step._replace(path=path)  # relative names of backing files start at the image's directory
     for last in (False, False, True):
@@ -97,7 +101,7 @@ def _step_over_remains(step: Grow, path: str) -> None:
 
 
 def _grow_online(connection: Connection, step: Grow) -> None:
-    _assert_grows(step)
+    _assert_grows(connection, step)
     with contextlib.ExitStack() as undo:
         if step.format == "raw" and step.preallocation != "off" and os.path.isfile(step.path):
             _reserve(step, undo)
@@ -189,22 +193,30 @@ def _reserve_behind_end(fd: int, size: int, step: Grow) -> bool:
     )
 
 
-def _grow_without_file(connection: Connection, step: Grow) -> None:
-    """libvirt can't resize LVM and ZFS volumes (src/storage/storage_backend_logical.c and _zfs.c): their own tools can."""
-    if step.pool.type in _pool_tools.GROWERS:
-        _pool_tools.grow(step.pool.type, path=step.path, capacity=step.capacity)
-    else:
-        connection.resize_volume(step.pool, step.name, step.capacity)
+def _grow_without_file(host: Host, step: Grow) -> None:
+    """By the storage's own tool.
+
+    libvirt can't resize LVM and ZFS volumes (src/storage/storage_backend_logical.c and _zfs.c), and takes an RBD image for
+    larger than it is, since it counts whole objects, so that it refuses to grow a small one.
+    """
+    if step.pool.type == "rbd":
+        _assert_grows(host.connection, step)
+        host.ceph(step.pool).grow(step.name, step.capacity)
+        return
+    host.connection.refresh(step.pool)
+    _assert_grows(host.connection, step)  # 'zfs set' would cut off what is too much
+    _pool_tools.grow(step.pool.type, path=step.path, capacity=step.capacity)
+    host.connection.refresh(step.pool)
 
 
-def _assert_grows(step: Grow) -> None:
-    size = _capacity_on_disk(step)
+def _assert_grows(connection: Connection, step: Grow) -> None:
+    size = _capacity_now(connection, step)
     if size is not None and size > step.capacity:
         raise _shrinks(step, size)
 
 
 def _assert_grown(connection: Connection, step: Grow) -> None:
-    size = _capacity_on_disk(step)
+    size = _capacity_now(connection, step)
     if size is not None and size < step.capacity:
         raise ToolFailed(f"Volume {step.name!r} should have {step.capacity} bytes now, but has {size}.")
     for use in step.online:
@@ -216,7 +228,11 @@ def _assert_grown(connection: Connection, step: Grow) -> None:
                 )
 
 
-def _capacity_on_disk(step: Grow) -> int | None:
+def _capacity_now(connection: Connection, step: Grow) -> int | None:
+    """The size that a volume has by the image itself, or by its storage: libvirt looks when it is asked for one."""
+    if not step.pool.stores_files:
+        definition = connection.volume(step.pool, step.name)
+        return definition.capacity if definition is not None else None
     if not os.path.isfile(step.path):
         return None
     with _staging.explained(f"look at volume {step.name!r} of pool {step.pool.name!r}"):

@@ -13,14 +13,19 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from . import _chains, _directory, _domains, _formats, _xml
+from . import _chains, _directory, _domains, _formats, _locks, _xml
 from ._errors import PoolInactive, Unsupported, UnsafeImage
 from ._image_header import ImageHeader, SnapshotEntry, raw_header
 from ._libvirt import Connection
-from ._model import Attachment, Backing, Dependent, Ident, Pool, Snapshot, Volume
+from ._model import MANAGED_POOL_TYPES, Attachment, Backing, Dependent, Ident, Pool, Snapshot, Volume
 from ._names import STAGING_PREFIX, volume_uuid
+
+_RBD_DEVICES = "/dev/rbd/"
+if TYPE_CHECKING:
+    from ._rbd import Rbd, RbdImage
+    from ._steps import Facts
 
 NOT_AN_IMAGE = "it is neither a file nor a block device"
 
@@ -52,6 +57,9 @@ class Host:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._scans: dict[str, list[_directory.FileFacts]] = {}
+        self._fresh: set[str] = set()  # pools without files that libvirt has read anew
+        self._ceph: dict[str, Rbd] = {}
+        self._ceph_images: dict[str, dict[str, RbdImage]] = {}
         self._looked: dict[str, Ident | None] = {}  # what was found at the paths of images
         self.forget()
 
@@ -63,6 +71,8 @@ class Host:
         self._homes: dict[Ident, tuple[Pool, str]] | None = None
         self._scans.clear()
         self._looked.clear()
+        self._fresh.clear()
+        self._ceph_images.clear()
         self._reader = _chains.ChainReader()
 
     def seen(self, path: str) -> Ident | None:
@@ -122,16 +132,37 @@ class Host:
                 "such as qemu:///system."
             )
 
+    def changeable_pool(self, name: str) -> Pool:
+        """An active pool whose volumes can be made and grown, with the steps that their sizes go in.
+
+        Raises as pool(), and Unsupported for pools that only show what is there.
+        """
+        pool = self.pool(name)
+        if pool.stores_files:
+            return pool
+        if pool.type not in MANAGED_POOL_TYPES:
+            raise Unsupported(
+                f"Pool {pool.name!r} is of type {pool.type}, whose volumes this collection only lists: they are made, grown and "
+                f"deleted where they come from. Use a pool that is a directory, or of type {', '.join(sorted(MANAGED_POOL_TYPES))}.",
+                pool=pool.name,
+            )
+        if pool.source is None or pool.type == "rbd":
+            return pool
+        from ._pool_tools import granularity
+
+        return pool._replace(granularity=granularity(pool.type, pool.source.name))
+
     def free_bytes(self, pool: Pool) -> int:
         """Bytes that can still be written to a pool."""
         if pool.stores_files and pool.path is not None:
             return _directory.free_bytes(pool.path)
-        return pool.available
+        return self.described_pool(pool).available
 
     def described_pool(self, pool: Pool) -> Pool:
         """The pool with the sizes of now."""
         if not pool.stores_files or pool.path is None:
-            return pool
+            self._freshen(pool)
+            return self.connection.pool(pool.name)
         try:
             capacity, allocation, available = _directory.usage_bytes(pool.path)
         except OSError:
@@ -145,13 +176,30 @@ class Host:
         if pool.stores_files and pool.path is not None:
             facts = self._look_at(os.path.join(pool.path, name))
             return self._image_of(facts, pool) if facts is not None else None
+        self._freshen(pool)
         definition = self.connection.volume(pool, name)
         return self._image_of_definition(definition, pool) if definition is not None else None
+
+    def _freshen(self, pool: Pool) -> None:
+        """Let libvirt see what others did to a pool without files: it remembers only what it did itself."""
+        if pool.type in MANAGED_POOL_TYPES and pool.uuid not in self._fresh:
+            self.connection.refresh(pool)
+            self._fresh.add(pool.uuid)
+
+    def has_hidden(self, pool: Pool) -> bool:
+        """Whether a pool without files holds volumes in the making, or what a killed run left of some."""
+        self._freshen(pool)
+        return any(definition.name.startswith(STAGING_PREFIX) for definition in self.connection.volumes(pool))
 
     def images(self, pool: Pool) -> list[Image]:
         """All volumes of a pool that are disk images, sorted by name."""
         if not pool.stores_files:
-            found = [self._image_of_definition(definition, pool) for definition in self.connection.volumes(pool)]
+            self._freshen(pool)
+            found = [
+                self._image_of_definition(definition, pool)
+                for definition in self.connection.volumes(pool)
+                if _is_text(definition.name)
+            ]
         else:
             found = [
                 self._image_of(facts, pool, in_bulk=True)
@@ -178,6 +226,8 @@ class Host:
 
     def home(self, ident: Ident) -> tuple[Pool, str] | None:
         """The active pool and volume name under which a piece of storage really lies (links don't count)."""
+        if ident[0] == "network":
+            return self._network_home(str(ident[1]))
         if self._homes is None:
             self._homes = {}
             for pool in self.pools():
@@ -189,6 +239,60 @@ class Host:
                     for definition in self.connection.volumes(pool):
                         self._homes.setdefault(_directory.identify_loosely(definition.path), (pool, definition.name))
         return self._homes.get(ident)
+
+    def _network_home(self, key: str) -> tuple[Pool, str] | None:
+        place, _slash, name = key.partition("/")
+        for pool in self.pools():
+            if pool.type == "rbd" and pool.source is not None and pool.source.name == place:
+                if self.connection.knows_volume(pool, name):
+                    return pool, name
+        return None
+
+    def ceph(self, pool: Pool) -> Rbd:
+        """The way to the Ceph pool behind a pool of type rbd."""
+        if pool.uuid not in self._ceph:
+            if pool.type != "rbd" or pool.source is None:
+                raise Unsupported(f"Pool {pool.name!r} is of type {pool.type}: its volumes are out of reach.", pool=pool.name)
+            from ._rbd import Rbd
+
+            secret = pool.source.secret
+            key = self.connection.secret(*secret) if secret is not None else None
+            self._ceph[pool.uuid] = Rbd(pool.source, key)
+        return self._ceph[pool.uuid]
+
+    def ceph_images(self, pool: Pool) -> dict[str, RbdImage]:
+        """What the cluster knows of a pool's images beside libvirt; nothing where the tool for it isn't installed."""
+        if pool.type != "rbd":
+            return {}
+        from ._rbd import is_installed
+
+        if not is_installed():
+            return {}
+        if pool.uuid not in self._ceph_images:
+            self._ceph_images[pool.uuid] = self.ceph(pool).images()
+        return self._ceph_images[pool.uuid]
+
+    def location(self, image: Image) -> tuple[str, tuple[int, ...]]:
+        """Where a tool finds an image, and the descriptors that it must inherit for that; raises Unsupported."""
+        if image.type != "network" or image.pool is None:
+            return image.path, ()
+        ceph = self.ceph(image.pool)
+        return ceph.location(image.name), ceph.pass_fds
+
+    def facts(self, image: Image | None) -> Facts:
+        """Who has an image open, whether libvirt knows them or not, and what the storage itself keeps of it."""
+        from ._steps import Facts
+
+        if image is None:
+            return Facts()
+        if image.type == "network":
+            if image.pool is None or image.pool.type != "rbd":
+                return Facts()
+            watched = "writing" if self.ceph(image.pool).watchers(image.name) else None
+            known = self.ceph_images(image.pool).get(image.name)
+            return Facts(opened=watched, snapshots=known.snapshots if known is not None else ())
+        loops = tuple(_directory.loop_devices_on(image.ident)) if image.type == "file" else ()
+        return Facts(opened=_locks.image_users(image.path), loop_devices=loops, names=_count_names(image))
 
     def scan(self, pool: Pool) -> list[_directory.FileFacts]:
         """Facts of all files of a pool's directory; an unreadable directory is empty."""
@@ -253,6 +357,8 @@ class Host:
         if definition.backing_path is not None:
             below = _directory.identify_loosely(definition.backing_path)
             layers = (_chains.Layer(definition.backing_path, below, definition.backing_format),)
+        if pool.type == "rbd":
+            layers = self._parents(definition.name, pool)
         return Image(
             name=definition.name,
             path=definition.path,
@@ -268,6 +374,18 @@ class Host:
             distrust=None,
         )
 
+    def _parents(self, name: str, pool: Pool) -> tuple[_chains.Layer, ...]:
+        """The images that an RBD image is a clone of, directly or not, as far as they lie in the same Ceph pool."""
+        images = self.ceph_images(pool)
+        layers: list[_chains.Layer] = []
+        image = images.get(name)
+        while image is not None and image.parent is not None and len(layers) < len(images):
+            path = "/".join(image.parent)
+            layers.append(_chains.Layer(path, ("network", path, ""), "raw"))
+            same = pool.source is not None and image.parent[0] == pool.source.name
+            image = images.get(image.parent[1]) if same else None
+        return tuple(layers)
+
     # -- uses --------------------------------------------------------------------------------------
 
     def domains(self) -> _domains.DomainMap:
@@ -282,6 +400,8 @@ class Host:
 
     def dependents(self, ident: Ident) -> tuple[Dependent, ...]:
         """All volumes of active pools whose backing chain includes a piece of storage, sorted."""
+        if ident[0] == "network":
+            return self._network_dependents(ident)
         if self._children is None:
             self._children = self._map_children()
         found: dict[tuple[str, str], Dependent] = {}
@@ -295,9 +415,21 @@ class Host:
                     queue.append(child)
         return tuple(found[key] for key in sorted(found))
 
+    def _network_dependents(self, ident: Ident) -> tuple[Dependent, ...]:
+        """The RBD clones of an image; nothing but an RBD image can have one below."""
+        found = set()
+        for pool in self.pools():
+            place = pool.source.name if pool.source is not None else ""
+            for name in self.ceph_images(pool):
+                if any(layer.ident == ident for layer in self._parents(name, pool)):
+                    found.add((pool.name, name, f"{place}/{name}"))
+        return tuple(Dependent(*each) for each in sorted(found))
+
     def _map_children(self) -> dict[Ident, list[tuple[Ident, Dependent | None]]]:
         children: dict[Ident, list[tuple[Ident, Dependent | None]]] = {}
         for pool in self.pools():
+            if pool.volume_type == "network":
+                continue
             if pool.stores_files:
                 overlays = [
                     (facts.ident, facts.name, facts.path, self._chain_of(facts))
@@ -338,10 +470,12 @@ class Host:
             return None
         if source.kind == "network":
             return ("network", source.path, ""), source.path
+        if source.path.startswith(_RBD_DEVICES):  # an image that the kernel has mapped, by udev's name for it
+            return ("network", source.path[len(_RBD_DEVICES) :], ""), source.path
         return _directory.identify_loosely(source.path), source.path
 
     def _below(self, path: str, stated: str | None) -> Iterable[Ident]:
-        if stated in (None, "raw"):  # then what the content claims is the guest's word
+        if stated in (None, "raw") or not os.path.isabs(path):  # then what the content claims is the guest's word
             return ()
         facts = _directory.look_at(path)
         if facts is None or facts.header is None:
@@ -418,9 +552,17 @@ class Host:
     def tell_libvirt(self, pool: Pool) -> None:
         """Make libvirt's view of a pool agree with what we changed."""
         self._scans.pop(pool.path or "", None)
-        self.assert_refreshable(pool)
+        if pool.stores_files:
+            self.assert_refreshable(pool)
         self.connection.refresh(pool)
         self.forget()
+
+
+def _count_names(image: Image) -> int:
+    try:
+        return 1 if image.is_link or image.type != "file" else os.lstat(image.path).st_nlink
+    except OSError:  # gone meanwhile
+        return 1
 
 
 def _stops_a_refresh(facts: _directory.FileFacts) -> bool:

@@ -180,11 +180,6 @@ class Connection:
         with _translate(f"wipe volume {name!r} of pool {pool.name!r}"):
             self._pools[pool.uuid].storageVolLookupByName(name).wipe(0)
 
-    def resize_volume(self, pool: Pool, name: str, capacity: int) -> None:
-        """Grow a volume through libvirt's pool backend; ``capacity`` in bytes, never a delta."""
-        with _translate(f"resize volume {name!r} of pool {pool.name!r}"):
-            self._pools[pool.uuid].storageVolLookupByName(name).resize(capacity, 0)
-
     def domains(self) -> list[DomainFacts]:
         """All domains with their live and persistent documents; those that vanish meanwhile are left out."""
         with _translate("list the domains"):
@@ -210,11 +205,14 @@ class Connection:
         with _translate(f"read the size of disk {target!r} of the running domain {domain_uuid}"):
             return int(self._handle.lookupByUUIDString(domain_uuid).blockInfo(target, 0)[0])
 
-    def clone_volume(self, pool: Pool, document: str, *, source_pool: Pool, source: str) -> None:
-        """Copy a volume into a pool that isn't made of files, by libvirt itself."""
-        with _translate(f"copy volume {source!r} into pool {pool.name!r}"):
-            original = self._pools[source_pool.uuid].storageVolLookupByName(source)
-            self._pools[pool.uuid].createXMLFrom(document, original, 0)
+    def secret(self, kind: str, which: str) -> bytes:
+        """The value of a secret that libvirt keeps, looked up by its ``uuid``, or by its ``usage`` of Ceph."""
+        with _translate(f"read the secret {which!r} of a storage pool"):
+            if kind == "uuid":
+                handle = self._handle.secretLookupByUUIDString(which)
+            else:
+                handle = self._handle.secretLookupByUsage(libvirt.VIR_SECRET_USAGE_TYPE_CEPH, which)
+            return bytes(handle.value(0))
 
     def backup_job(self, domain_uuid: str) -> str | None:
         """The document of a running backup job of a domain, or ``None``."""

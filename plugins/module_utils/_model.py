@@ -18,6 +18,18 @@ Ident = tuple[str, Any, Any]
 FILE_POOL_TYPES = frozenset({"dir", "fs", "netfs", "vstorage"})
 #: Pool types whose volumes are reached over the network by QEMU itself.
 NETWORK_POOL_TYPES = frozenset({"rbd", "sheepdog", "gluster", "iscsi-direct"})
+#: Pool types without files whose volumes can be made, grown and deleted.
+MANAGED_POOL_TYPES = frozenset({"logical", "zfs", "rbd"})
+
+
+class PoolSource(NamedTuple):
+    """Where a pool's storage is: a volume group, a zpool, or a pool of a Ceph cluster with the way to it."""
+
+    name: str
+    hosts: tuple[str, ...] = ()  # monitors, with their ports
+    user: str | None = None
+    secret: tuple[str, str] | None = None  # how libvirt knows the user's key: ("uuid" or "usage", which)
+    options: tuple[tuple[str, str], ...] = ()  # of the Ceph client
 
 
 class Pool(NamedTuple):
@@ -31,6 +43,8 @@ class Pool(NamedTuple):
     capacity: int = 0
     allocation: int = 0
     available: int = 0
+    source: PoolSource | None = None
+    granularity: int = 512  # bytes that its volumes' sizes are multiples of
 
     @property
     def stores_files(self) -> bool:
@@ -41,6 +55,11 @@ class Pool(NamedTuple):
         if self.stores_files:
             return "file"
         return "network" if self.type in NETWORK_POOL_TYPES else "block"
+
+    @property
+    def place(self) -> Ident:
+        """What the volumes of a pool without files lie in, whatever hypervisors of this host call it."""
+        return ("pool", self.type, self.source.name if self.source is not None else self.uuid)
 
     @property
     def default_format(self) -> str:

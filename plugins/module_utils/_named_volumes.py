@@ -15,13 +15,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import _locks, _requests
-from ._directory import identify, look_at, loop_devices_on
+from . import _locks, _names, _requests
+from ._directory import identify, look_at
 from ._errors import Unsupported, VolumeNotFound
 from ._inventory import NOT_AN_IMAGE, Host, Image
-from ._model import Ident, Pool, Volume
+from ._model import MANAGED_POOL_TYPES, Pool, Volume
 from ._names import STAGING_PREFIX
-from ._steps import Facts, Plan, VolumePlan
+from ._steps import Plan, VolumePlan
 
 if TYPE_CHECKING:
     from ._live import Moment
@@ -38,13 +38,24 @@ class NamedVolumes:
     def guard(self, host: Host) -> Iterator[None]:
         """Hold the names; leftovers of killed runs are cleared first, and libvirt's view of the names set right."""
         pool = host.pool(self.pool_name)
-        with _locks.hold_names(_place_of(pool), self.names) as waited:
+        with _locks.hold_names(identify(pool.path) if pool.stores_files and pool.path else pool.place, self.names) as waited:
             if waited:
                 host.forget()
             if pool.stores_files and pool.path is not None:
                 _clear_leftovers(host, pool.path)
                 self._correct_libvirt(host, pool)
+            elif pool.type in MANAGED_POOL_TYPES and host.has_hidden(pool):
+                from ._without_files import sweep
+
+                sweep(host, pool)
             yield
+
+    def pool(self, host: Host) -> Pool:
+        """The pool of these volumes, fit to be changed; raises Unsupported, InvalidName and what Host.pool() raises."""
+        pool = host.changeable_pool(self.pool_name)
+        for name in self.names:
+            _names.check_name_in(pool.type, name)
+        return pool
 
     def assert_room(
         self, host: Host, pool: Pool, plans: Sequence[VolumePlan], *, overcommit: bool
@@ -118,20 +129,6 @@ def need_image(host: Host, pool: Pool, name: str) -> Image:
     return image
 
 
-def gather_facts(image: Image | None) -> Facts:
-    """Who has an image open, whether libvirt knows them or not."""
-    if image is None or image.type != "file":
-        return Facts()
-    return Facts(_locks.image_users(image.path), tuple(loop_devices_on(image.ident)), _count_names(image))
-
-
-def _count_names(image: Image) -> int:
-    try:
-        return 1 if image.is_link else os.lstat(image.path).st_nlink
-    except OSError:  # gone meanwhile
-        return 1
-
-
 def _clear_leftovers(host: Host, directory: str) -> None:
     """Remove what killed runs left; backup jobs that still write into it are ended before."""
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
@@ -144,9 +141,3 @@ def _clear_leftovers(host: Host, directory: str) -> None:
             if domain.live_xml is not None:
                 _live.abort_orphan(host.connection, domain.uuid)
     _staging.sweep(directory)
-
-
-def _place_of(pool: Pool) -> Ident:
-    if pool.stores_files and pool.path is not None:
-        return identify(pool.path)
-    return ("pool", pool.uuid, "")

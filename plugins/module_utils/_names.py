@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 import uuid
 
@@ -14,6 +15,13 @@ from ._errors import InvalidName
 MAX_NAME_BYTES = 255
 # Volumes in the making bear names like this one, and leftovers of killed runs are cleared by it.
 STAGING_PREFIX = ".hypervisor.storage-"
+# What a storage allows beyond that: lvm(8), zfs(8); in a Ceph name '@' begins a snapshot's.
+_ALPHABETS = {"logical": r"[A-Za-z0-9+_.][A-Za-z0-9+_.-]{0,126}", "zfs": r"[A-Za-z0-9_.:-]+", "rbd": r"[^@]+"}
+_RULES = {
+    "logical": "LVM takes up to 127 letters, digits and '+', '_', '.', '-', but no '-' in front",
+    "zfs": "ZFS takes letters, digits and '_', '.', ':', '-'",
+    "rbd": "RBD takes no '@', which would mean a snapshot",
+}
 
 
 def check_name(name: object, *, option: str = "name") -> str:
@@ -24,6 +32,13 @@ def check_name(name: object, *, option: str = "name") -> str:
     if fault:
         raise InvalidName(f"{option}: {_show(name)} can't be a volume's name: {fault}.")
     return name
+
+
+def check_name_in(pool_type: str, name: str) -> None:
+    """Refuse a name that the volumes of a pool of this type can't have; raises InvalidName."""
+    allowed = _ALPHABETS.get(pool_type)
+    if allowed is not None and re.fullmatch(allowed, name) is None:
+        raise InvalidName(f"{_show(name)} can't be the name of a volume in a pool of type {pool_type}: {_RULES[pool_type]}.")
 
 
 def volume_uuid(pool_uuid: str, name: str) -> str:

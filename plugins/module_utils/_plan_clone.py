@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ._errors import InvalidOption, VolumeMismatch
+from ._errors import InvalidOption, Unsupported, VolumeMismatch
 from ._model import ABSENT_DIFF, Attachment, Pool, Volume
-from ._plan_create import predict, refuse_copy_without_files
+from ._plan_create import predict
 from ._plan_image import (
     DEFAULT_CLUSTER_SIZE,
     check_cluster_size,
+    refuse_rights_without_files,
     settle_capacity,
     settle_format,
     settle_preallocation,
@@ -23,15 +24,19 @@ from ._steps import CloneWish, CopyImage, Source, VolumePlan, Wish, keep
 
 
 def choose_method(*, source: Source, pool: Pool, wish: CloneWish, live: bool, whole_file: bool) -> str:
-    """The fastest way of copying that is right: ``reflink`` if it can be done at all, ``convert``, ``backup``, ``libvirt``.
+    """The fastest way of copying that is right: ``reflink`` if it can be done at all, ``convert``, ``backup``.
 
     Raises Unsupported where there is none.
     """
-    if not pool.stores_files:
-        refuse_copy_without_files(pool, source)
-        return "libvirt"
+    if live and not pool.stores_files:
+        raise Unsupported(
+            f"A running domain writes to {source.label}, and libvirt's backup job writes to files only, not to pool {pool.name!r} "
+            f"of type {pool.type}. Clone it into a pool that is a directory first, and that clone into this pool."
+        )
     if live:
         return "backup"
+    if not pool.stores_files or source.pass_fds:
+        return "convert"
     same = (wish.format or source.format) == source.format
     same_clusters = wish.cluster_size in (None, source.cluster_size)
     if whole_file and same and same_clusters and wish.preallocation in (None, "off"):
@@ -45,19 +50,23 @@ def plan_clone(
     """How to make a clone that isn't there; ``stays`` names what of the source is not copied."""
     image_format = wish.format or (source.format if pool.stores_files else "raw")
     as_wish = Wish(
-        size=wish.size, format=image_format, preallocation=wish.preallocation or "off", cluster_size=wish.cluster_size
+        size=wish.size,
+        format=image_format,
+        preallocation=wish.preallocation or ("off" if pool.stores_files else None),
+        cluster_size=wish.cluster_size,
     )
+    refuse_rights_without_files(pool, wish.rights)
     settle_format(as_wish, pool)
     if wish.cluster_size is not None:
         check_cluster_size(wish.cluster_size)
-    preallocation = settle_preallocation(as_wish, image_format=image_format, overlay=False)
+    preallocation = settle_preallocation(as_wish, image_format=image_format, overlay=False, pool=pool)
     same_format = image_format == source.format == "qcow2"
     cluster_size = wish.cluster_size or (source.cluster_size if same_format else None)
     features = source.features if same_format else ()
     if ("extended_l2", "on") in features and (cluster_size or DEFAULT_CLUSTER_SIZE) < 16384:
         raise InvalidOption(f"cluster_size {cluster_size}: {source.label} has extended L2 entries, which need 16K or more.")
     capacity = settle_capacity(
-        as_wish, name=name, source=source, image_format=image_format, cluster_size=cluster_size
+        as_wish, name=name, pool=pool, source=source, image_format=image_format, cluster_size=cluster_size
     )
     step = CopyImage(
         pool,
@@ -78,9 +87,9 @@ def plan_clone(
     return VolumePlan(name, (step,), dict(ABSENT_DIFF), made.to_diff(), made, warnings=warnings)
 
 
-def plan_existing_clone(*, volume: Volume, source: Source, wish: CloneWish) -> VolumePlan:
+def plan_existing_clone(*, volume: Volume, source: Source, wish: CloneWish, pool: Pool) -> VolumePlan:
     """What to do with a destination that is there: nothing; it is never overwritten. Raises VolumeMismatch."""
-    image_format = wish.format or source.format
+    image_format = wish.format or (source.format if pool.stores_files else "raw")
     there = f"Volume {volume.name!r} in pool {volume.pool!r} exists already"
     hint = "It was left as it is: choose another name, or delete it first."
     if volume.format != image_format:

@@ -6,10 +6,16 @@
 
 from __future__ import annotations
 
-from ._errors import Unsupported
 from ._model import ABSENT_DIFF, Backing, Pool, Volume
 from ._names import volume_uuid
-from ._plan_image import DEFAULT_CLUSTER_SIZE, settle_capacity, settle_format, settle_mode, settle_preallocation
+from ._plan_image import (
+    DEFAULT_CLUSTER_SIZE,
+    refuse_rights_without_files,
+    settle_capacity,
+    settle_format,
+    settle_mode,
+    settle_preallocation,
+)
 from ._steps import CopyImage, Create, CreateBlank, CreateOverlay, Source, VolumePlan, Wish
 
 
@@ -18,38 +24,26 @@ def plan_create(*, name: str, pool: Pool, wish: Wish, source: Source | None) -> 
     image_format = settle_format(wish, pool)
     mode = settle_mode(wish, image_format)
     overlay = mode == "backing"
-    preallocation = settle_preallocation(wish, image_format=image_format, overlay=overlay)
+    preallocation = settle_preallocation(wish, image_format=image_format, overlay=overlay, pool=pool)
     capacity = settle_capacity(
-        wish, name=name, source=source, image_format=image_format, cluster_size=wish.cluster_size
+        wish, name=name, pool=pool, source=source, image_format=image_format, cluster_size=wish.cluster_size
     )
-    if source is not None and not pool.stores_files:
-        refuse_copy_without_files(pool, source)
+    refuse_rights_without_files(pool, wish.rights)
     step: Create
     if source is None:
         step = CreateBlank(pool, name, image_format, capacity, preallocation, wish.cluster_size, wish.rights)
     elif overlay:
         step = CreateOverlay(pool, name, capacity, source, wish.cluster_size, wish.rights)
     else:
-        method = "convert" if pool.stores_files else "libvirt"
-        step = CopyImage(
-            pool, name, image_format, capacity, source, preallocation, wish.cluster_size, wish.rights, method=method
-        )
+        step = CopyImage(pool, name, image_format, capacity, source, preallocation, wish.cluster_size, wish.rights)
     made = predict(step)
     return VolumePlan(name, (step,), dict(ABSENT_DIFF), made.to_diff(), made)
 
 
-def refuse_copy_without_files(pool: Pool, source: Source) -> None:
-    """Only libvirt itself copies into pools that aren't made of files, and only whole volumes; raises Unsupported."""
-    if source.home is None or source.snapshot is not None or source.shared:
-        raise Unsupported(
-            f"Pool {pool.name!r} (type {pool.type}) holds no image files: only a whole volume of an active pool can be copied "
-            f"there, not {source.label}. Make it in a pool that is a directory first, and clone that."
-        )
-
-
 def predict(step: Create) -> Volume:
     """The volume that a step will have made, as far as it can be told before."""
-    path = f"{step.pool.path}/{step.name}" if step.pool.path else step.name
+    place = step.pool.path or (step.pool.source.name if step.pool.source is not None else None)
+    path = f"{place}/{step.name}" if place else step.name
     backing = None
     if isinstance(step, CreateOverlay):
         base = step.source

@@ -28,6 +28,11 @@ def plan_delete(
             f"Cannot wipe volume {name!r} of pool {pool.name!r}: its file has {facts.names} names (hard links), and the data under "
             "the others would be wiped too. Remove the others first ('find -samefile' lists them), or delete it without wipe.",
         )
+    if wipe and pool.type == "zfs":
+        raise Unsupported(
+            f"Volume {name!r} in pool {pool.name!r} can't be wiped: ZFS writes what is new to another place, so the old data would "
+            "stay where they are. Leave wipe out."
+        )
     step = Delete(pool, name, volume.path, volume.type, wipe)
     return VolumePlan(name, (step,), volume.to_diff(), dict(ABSENT_DIFF), None)
 
@@ -47,6 +52,14 @@ def refuse_harm(*, volume: Volume, facts: Facts, going: Collection[tuple[str, st
             f"Cannot delete {where}: {_names_of(staying)} {'needs' if len(staying) == 1 else 'need'} it as a backing file. "
             "Delete what depends on it first (in one list of names, put it last), or flatten that.",
             dependents=[d.to_result() for d in staying],
+        )
+    if facts.snapshots:
+        shown = ", ".join(facts.snapshots[:5]) + (f" and {len(facts.snapshots) - 5} more" if len(facts.snapshots) > 5 else "")
+        raise VolumeHasDependents(
+            f"Cannot delete {where}: it has snapshots of its own ({shown}), which would go with it. Delete them first if nobody "
+            "needs them ('rbd snap purge').",
+            dependents=[],
+            snapshots=list(facts.snapshots),
         )
     if facts.opened is not None:
         raise VolumeInUse(

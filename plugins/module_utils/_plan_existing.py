@@ -17,7 +17,7 @@ def check_existing(*, volume: Volume, wish: Wish, pool: Pool, same_backing: bool
     """Refuse to pass off a volume as what was asked for when it isn't; raises VolumeMismatch."""
     image_format = settle_format(wish, pool)
     mode = settle_mode(wish, image_format)
-    settle_preallocation(wish, image_format=image_format, overlay=mode == "backing")
+    settle_preallocation(wish, image_format=image_format, overlay=mode == "backing", pool=pool)
     there = f"Volume {volume.name!r} in pool {volume.pool!r} exists already"
     hint = "Nothing was changed: choose another name, adapt the options, or delete the volume first."
     if volume.format != image_format:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ._errors import InvalidSize, ShrinkRefused, Unsupported, VolumeInUse
 from ._model import Attachment, Pool, Volume, name_uses
-from ._plan_image import largest_capacity
+from ._plan_image import largest_capacity, reserve_raw
 from ._size import human, round_up
 from ._steps import Facts, Grow, VolumePlan, keep
 
@@ -18,7 +18,7 @@ def plan_grow(*, volume: Volume, pool: Pool, size: int, preallocation: str | Non
 
     Raises ShrinkRefused, InvalidSize, Unsupported or VolumeInUse.
     """
-    capacity = round_up(size)
+    capacity = round_up(size, pool.granularity)
     if capacity < volume.capacity:
         raise ShrinkRefused(
             f"{_name_of(volume)} has {volume.capacity} bytes ({human(volume.capacity)}); "
@@ -37,6 +37,8 @@ def plan_grow(*, volume: Volume, pool: Pool, size: int, preallocation: str | Non
             f"{_name_of(volume)} has internal snapshots and is in the old format compat 0.10, which can't grow with "
             "snapshots. Upgrade it ('qemu-img amend -o compat=1.1') while no domain uses it, or delete its snapshots."
         )
+    if volume.format == "raw":
+        preallocation = reserve_raw(pool, preallocation)
     online = _online_disks(volume, facts)
     if volume.encrypted and volume.format != "raw" and not online:
         raise Unsupported(
@@ -56,7 +58,7 @@ def plan_grow(*, volume: Volume, pool: Pool, size: int, preallocation: str | Non
         format=volume.format,
         capacity_before=volume.capacity,
         capacity=capacity,
-        preallocation=preallocation or ("falloc" if volume.format == "raw" else "off"),
+        preallocation=preallocation or "off",
         online=online,
     )
     grown = volume._replace(capacity=capacity)

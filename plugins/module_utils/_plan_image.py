@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ._errors import InvalidOption, InvalidSize, ShrinkRefused, Unsupported
 from ._model import Pool
 from ._size import MAX_BYTES, human, round_up
-from ._steps import Source, Wish
+from ._steps import Rights, Source, Wish
 
 
 DEFAULT_CLUSTER_SIZE = 65536
@@ -67,20 +67,49 @@ def settle_mode(wish: Wish, image_format: str) -> str | None:
     return wish.clone_mode or ("backing" if image_format == "qcow2" else "full")
 
 
-def settle_preallocation(wish: Wish, *, image_format: str, overlay: bool) -> str:
-    """What to reserve for a new volume; raises InvalidOption for what a format can't do."""
+#: What volumes of pools without files can have reserved, the default first, and why nothing else.
+_RESERVATIONS = {
+    "rbd": (("off",), "a Ceph cluster reserves nothing for an RBD volume, so its volumes are always thin"),
+    "logical": (("falloc",), "LVM reserves all space of a logical volume, and writes nothing"),
+    "zfs": (("falloc", "off"), "ZFS reserves a volume's space or doesn't, and writes nothing"),
+}
+
+
+def settle_preallocation(wish: Wish, *, image_format: str, overlay: bool, pool: Pool) -> str:
+    """What to reserve for a new volume; raises InvalidOption for what a format can't do, Unsupported for what a pool can't."""
     if image_format == "raw":
         if wish.preallocation == "metadata":
             raise InvalidOption("preallocation metadata is for qcow2; a raw volume has none: use off, falloc or full.")
         if wish.cluster_size is not None:
             raise InvalidOption("cluster_size is for qcow2; a raw volume has no clusters.")
-        return wish.preallocation or "falloc"
+        return reserve_raw(pool, wish.preallocation)
     if overlay and wish.preallocation not in (None, "off"):
         raise InvalidOption(
             f"preallocation {wish.preallocation} would hide the template's data: "
             "an overlay takes preallocation off; use clone_mode full to reserve space."
         )
     return wish.preallocation or "off"
+
+
+def reserve_raw(pool: Pool, wanted: str | None) -> str:
+    """What to reserve for a raw volume, new or growing; raises Unsupported for what the pool's storage can't do."""
+    if pool.type not in _RESERVATIONS:
+        return wanted or "falloc"
+    possible, why = _RESERVATIONS[pool.type]
+    if wanted is not None and wanted not in possible:
+        raise Unsupported(
+            f"preallocation {wanted} is not possible in pool {pool.name!r} of type {pool.type}: {why}. Leave it out, or use "
+            f"{' or '.join(possible)}."
+        )
+    return wanted or possible[0]
+
+
+def refuse_rights_without_files(pool: Pool, rights: Rights) -> None:
+    """Devices and network volumes have no rights of their own; raises Unsupported."""
+    if not pool.stores_files and rights != Rights():
+        raise Unsupported(
+            f"owner, group and mode are for files; volumes of pool {pool.name!r} (type {pool.type}) are none. Leave them out."
+        )
 
 
 def largest_capacity(image_format: str, cluster_size: int | None) -> int:
@@ -92,16 +121,16 @@ def largest_capacity(image_format: str, cluster_size: int | None) -> int:
 
 
 def settle_capacity(
-    wish: Wish, *, name: str, source: Source | None, image_format: str, cluster_size: int | None
+    wish: Wish, *, name: str, pool: Pool, source: Source | None, image_format: str, cluster_size: int | None
 ) -> int:
     """The capacity of a volume to be made, in bytes; raises InvalidOption, InvalidSize or ShrinkRefused."""
     if source is None:
         if wish.size is None:
             raise InvalidOption(f"size is needed to create the blank volume {name!r}, for example size: 10G.", name=name)
-        capacity = round_up(wish.size)
+        capacity = round_up(wish.size, pool.granularity)
     else:
-        least = round_up(source.capacity)
-        capacity = least if wish.size is None else round_up(wish.size)
+        least = round_up(source.capacity, pool.granularity)
+        capacity = least if wish.size is None else round_up(wish.size, pool.granularity)
         if capacity < least:
             raise ShrinkRefused(
                 f"Volume {name!r} can't be made with {capacity} bytes: {source.label} has {least} bytes "

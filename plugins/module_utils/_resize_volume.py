@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ._inventory import Host
-from ._named_volumes import NamedVolumes, gather_facts, need_image, take_steps
+from ._named_volumes import NamedVolumes, need_image, take_steps
 from ._plan_grow import plan_grow
 from ._size import parse_size
 from ._steps import Facts, Plan
@@ -28,7 +28,7 @@ class ResizeTask(NamedVolumes):
 
     def decide(self, host: Host) -> Plan:
         """Plan all names; raises before anything is done if one is refused."""
-        pool = host.pool(self.pool_name)
+        pool = self.pool(host)
         plans = []
         for name in self.names:
             image = need_image(host, pool, name)
@@ -38,7 +38,7 @@ class ResizeTask(NamedVolumes):
                 pool=pool,
                 size=self._size,
                 preallocation=self._preallocation,
-                facts=gather_facts(image) if grows else Facts(),
+                facts=host.facts(image) if grows else Facts(),
             )
             if planned.steps:
                 from ._sources import assert_growable

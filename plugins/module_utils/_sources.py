@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import os
-from . import _locks
 from ._domains import SnapshotOfDomain
 from ._errors import (
     InvalidOption,
@@ -49,6 +48,10 @@ def find_template(host: Host, *, template: str, pool: Pool, for_overlay: bool) -
                 template=template,
                 pool=pool.name,
             )
+    if for_overlay and image.type == "network":
+        raise Unsupported(
+            f"The {where} is no file that an overlay could have below it. Use clone_mode: full for an independent copy."
+        )
     in_pool = _lies_in_a_pool(host, image)
     if not in_pool and os.path.isabs(template) and _lies_in_a_directory_of_a_pool(host, template):
         assert_no_way_out(host, image._replace(is_link=os.path.islink(template)), where)
@@ -60,15 +63,17 @@ def find_template(host: Host, *, template: str, pool: Pool, for_overlay: bool) -
         )
     assert_readable(host, image, where)
     _assert_nobody_writes(host, image, where)
+    location, pass_fds = host.location(image)
     return (
         Source(
-            path=image.path,
+            path=location,
             label=where,
             format=image.format,
             capacity=image.capacity,
             in_pool=in_pool,
             home=host.home(image.ident),
             below=tuple(layer.path for layer in image.chain.layers),
+            pass_fds=pass_fds,
         ),
         image,
     )
@@ -85,6 +90,11 @@ def find_snapshot(host: Host, *, snapshot: str, volume: str, pool: Pool) -> tupl
             f"There is no volume {volume!r} in pool {pool.name!r} that could have a snapshot {snapshot!r}. Check "
             "snapshot_volume and snapshot_pool; volume_info lists what is there.",
             volume=volume,
+        )
+    if pool.type in ("rbd", "zfs"):
+        raise Unsupported(
+            f"Volume {volume!r} lies in pool {pool.name!r} of type {pool.type}, whose own snapshots aren't read here: make a volume of one "
+            "with the storage's own tools ('rbd cp', 'zfs send')."
         )
     entry = _pick_internal(image, snapshot)
     if entry is not None:
@@ -164,7 +174,7 @@ def _assert_nobody_writes(host: Host, image: Image, where: str) -> None:
             "an overlay would break. Stop the domain, take a snapshot and start from that, or copy it with volume_clone.",
             attachments=[use.to_result() for use in writers],
         )
-    if image.type == "file" and _locks.image_users(image.path) == "writing":
+    if host.facts(image).opened == "writing":
         raise VolumeInUse(
             f"The {where} is open for writing in a process that libvirt on this host doesn't know: another host, a QEMU or "
             "a qemu-nbd. Stop it first.",
@@ -192,7 +202,7 @@ def _internal_source(host: Host, image: Image, entry: SnapshotEntry, pool: Pool)
         raise UnsafeImage(f"The {where} can't be told from others: several have the id {entry.id!r}.", path=image.path)
     written = any(use.live and use.via == "disk" and not use.readonly for use in host.attachments(image))
     if not written and image.type == "file":
-        written = _locks.image_users(image.path) == "writing"
+        written = host.facts(image).opened == "writing"
     return Source(
         path=image.path,
         label=where,

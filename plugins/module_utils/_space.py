@@ -68,6 +68,8 @@ class SpaceCheck:
             return step.source.capacity, step.capacity  # the job writes it whole; zeros are given back at the end
         measured = self._measure(step)
         now = measured.fully_allocated if step.preallocation in ("falloc", "full") else measured.required
+        if step.format == "raw":
+            now = min(now, step.capacity)
         return now, max(now, step.capacity)
 
     def _measure(self, step: CreateBlank | CopyImage) -> Measure:
@@ -82,6 +84,8 @@ class SpaceCheck:
                 )
             return self._measured[key]
         source = step.source
+        if step.format == "raw":  # of raw targets qemu-img tells the whole size, of qcow2 what is data
+            options = {}
         key = (source.path, source.snapshot, step.format, step.cluster_size)
         if key not in self._measured:
             self._measured[key] = self._qemu_img.measure(
@@ -89,8 +93,9 @@ class SpaceCheck:
                 source_format=source.format,
                 snapshot=source.snapshot,
                 shared=source.shared,
-                target_format=step.format,
+                target_format="qcow2",
                 options=options,
+                pass_fds=source.pass_fds,
             )
         return self._measured[key]
 

@@ -19,7 +19,6 @@ _METHODS = {
     "reflink": "reflink, sharing extents",
     "convert": "qemu-img convert",
     "backup": "backup job of domain {domain!r}",
-    "libvirt": "by libvirt",
 }
 
 
@@ -80,6 +79,7 @@ class Source(NamedTuple):
     check: bool = False  # look whether the copy is sound before it is published
     cluster_size: int | None = None  # of a qcow2 image
     features: tuple[tuple[str, str], ...] = ()  # qcow2 creation options that a clone of it keeps
+    pass_fds: tuple[int, ...] = ()  # descriptors that a tool inherits to reach an image in the network
 
 
 class CreateBlank(NamedTuple):
@@ -127,7 +127,7 @@ class CopyImage(NamedTuple):
     preallocation: str
     cluster_size: int | None
     rights: Rights
-    method: str = "convert"  # reflink | convert | backup | libvirt
+    method: str = "convert"  # reflink | convert | backup
     features: tuple[tuple[str, str], ...] = ()  # qcow2 creation options beside cluster_size
     verify: bool = False
     live: Attachment | None = None  # the running disk that a backup job copies
@@ -229,3 +229,4 @@ class Facts(NamedTuple):
     opened: str | None = None  # writing | reading | None: by image locks, whoever holds them
     loop_devices: tuple[str, ...] = ()
     names: int = 1  # of its file (hard links)
+    snapshots: tuple[str, ...] = ()  # the storage's own, which hold an RBD image

@@ -13,7 +13,9 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from ._model import Pool
+from ._model import Pool, PoolSource
+
+_RBD_OPTIONS = "{http://libvirt.org/schemas/storagepool/rbd/1.0}"
 
 
 class SourceRef(NamedTuple):
@@ -83,6 +85,31 @@ def parse_pool(text: str, *, active: bool = True) -> Pool:
         capacity=int(root.findtext("capacity", "0")),
         allocation=int(root.findtext("allocation", "0")),
         available=int(root.findtext("available", "0")),
+        source=_pool_source(root),
+    )
+
+
+def _pool_source(root: ET.Element) -> PoolSource | None:
+    """The named storage behind a pool; ``None`` for pools that are a directory, or the devices of a host."""
+    name = root.findtext("source/name")
+    if not name:
+        return None
+    hosts = []
+    for host in root.findall("source/host"):
+        address, port = host.get("name", ""), host.get("port")
+        bracketed = f"[{address}]" if ":" in address else address
+        hosts.append(f"{bracketed}:{port}" if port else address)
+    auth = root.find("source/auth")
+    known_by = auth.find("secret") if auth is not None else None
+    known = dict(known_by.items()) if known_by is not None else {}
+    secret = next(((kind, known[kind]) for kind in ("uuid", "usage") if known.get(kind)), None)
+    options = root.findall(f"{_RBD_OPTIONS}config_opts/{_RBD_OPTIONS}option")
+    return PoolSource(
+        name=name,
+        hosts=tuple(hosts),
+        user=auth.get("username") if auth is not None else None,
+        secret=secret,
+        options=tuple((option.get("name", ""), option.get("value", "")) for option in options),
     )
 
 

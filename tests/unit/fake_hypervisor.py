@@ -84,8 +84,8 @@ class FakeConnection:
         return pool
 
     def refresh(self, pool: Pool) -> None:
-        self.calls.append(("refresh", pool.name))
-        if pool.stores_files and pool.path is not None:
+        if pool.stores_files and pool.path is not None:  # of others, only libvirt itself can say what is there: that is a look
+            self.calls.append(("refresh", pool.name))
             found = (_directory.look_at(entry.path) for entry in os.scandir(pool.path))
             self._views[pool.uuid] = {
                 facts.name: self._define(facts) for facts in found if facts is not None and facts.kind != "other"
@@ -127,13 +127,15 @@ class FakeConnection:
                 os.unlink(definition.path)
         return True
 
+    def rename(self, pool: str, path: str, name: str) -> None:
+        """What a storage's own tool does."""
+        view = self._views[self._pools[pool].uuid]
+        old = os.path.basename(path)
+        self.calls.append(("rename", old, name))
+        view[name] = view.pop(old)._replace(name=name, path=f"{os.path.dirname(path)}/{name}")
+
     def wipe_volume(self, pool: Pool, name: str) -> None:
         self.calls.append(("wipe", pool.name, name))
-
-    def resize_volume(self, pool: Pool, name: str, capacity: int) -> None:
-        self.calls.append(("resize", pool.name, name, capacity))
-        view = self._views[pool.uuid]
-        view[name] = view[name]._replace(capacity=capacity)
 
     def domains(self) -> list[DomainFacts]:
         return list(self._domains.values())

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
@@ -30,9 +31,9 @@ libvirt.registerErrorHandler(lambda _context, _error: None, None)
 class Hypervisor:
     """Started on construction, gone with all its domains and files after ``stop``."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, prefix: Sequence[str] = ()) -> None:
         self.root = root
-        done = subprocess.run([sys.executable, str(TOOL), "start", str(root)], stdout=subprocess.PIPE, text=True,
+        done = subprocess.run([*prefix, sys.executable, str(TOOL), "start", str(root)], stdout=subprocess.PIPE, text=True,
                               timeout=60, check=True)
         self.uri = done.stdout.strip()
         self.conn = libvirt.open(self.uri)

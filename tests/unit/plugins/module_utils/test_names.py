@@ -82,3 +82,21 @@ def test_uuid_differs_between_pools_and_names() -> None:
 def test_uuid_never_changes() -> None:
     assert _names.volume_uuid(POOL, "ä") == "b048c61e-2feb-57ab-b2d6-45f3ce936d59"
     assert _names.volume_uuid(POOL.upper(), "ä") == "b048c61e-2feb-57ab-b2d6-45f3ce936d59"
+
+
+@pytest.mark.parametrize(
+    ("pool_type", "legal", "illegal"),
+    [
+        ("dir", ["a@b", "-a", "ü"], []),
+        ("rbd", ["-a", "a b", "rbd:a", "ü", "x" * 255], ["a@b", "@", "a@"]),
+        ("logical", ["a", "a.b-c_d+1", "x" * 127], ["-a", "a b", "a:b", "ü", "a@b", "x" * 128]),
+        ("zfs", ["a", "-a", "a:b.c_d"], ["a b", "a@b", "ü", "a,b"]),
+    ],
+)
+def test_what_storages_take_as_a_name(pool_type: str, legal: list[str], illegal: list[str]) -> None:
+    for name in legal:
+        _names.check_name_in(pool_type, name)
+    for name in illegal:
+        with pytest.raises(InvalidName) as refused:
+            _names.check_name_in(pool_type, name)
+        assert pool_type in refused.value.msg

@@ -317,15 +317,64 @@ def test_create_is_one_step(pool: Pool, wish: Wish, source: Source | None, step:
 
 
 @pytest.mark.parametrize("pool", [LOGICAL, RBD])
-def test_only_whole_volumes_are_copied_into_pools_without_files(pool: Pool) -> None:
-    def plan(source: Source) -> VolumePlan:
-        return _plan_create.plan_create(name="web", pool=pool, wish=Wish(template="base"), source=source)
-
-    for source in (TEMPLATE, SNAPSHOT, SNAPSHOT._replace(home=(DIR, "web"))):
-        raised("unsupported", plan, source)
-    (step,) = plan(TEMPLATE._replace(home=(DIR, "base"))).steps
+@pytest.mark.parametrize("source", [TEMPLATE, SNAPSHOT, TEMPLATE._replace(home=(DIR, "base"))])
+def test_what_is_copied_into_pools_without_files_is_converted(pool: Pool, source: Source) -> None:
+    (step,) = _plan_create.plan_create(name="web", pool=pool, wish=Wish(template="base"), source=source).steps
     assert isinstance(step, CopyImage)
-    assert (step.method, step.format) == ("libvirt", "raw")
+    assert (step.method, step.format) == ("convert", "raw")
+
+
+@pytest.mark.parametrize(
+    ("pool_type", "wanted", "settled"),
+    [
+        ("rbd", None, "off"),
+        ("rbd", "off", "off"),
+        ("rbd", "falloc", "unsupported"),
+        ("rbd", "full", "unsupported"),
+        ("rbd", "metadata", "invalid_option"),
+        ("logical", None, "falloc"),
+        ("logical", "falloc", "falloc"),
+        ("logical", "off", "unsupported"),
+        ("logical", "full", "unsupported"),
+        ("zfs", None, "falloc"),
+        ("zfs", "off", "off"),
+        ("zfs", "full", "unsupported"),
+    ],
+)
+def test_what_pools_without_files_can_reserve(pool_type: str, wanted: str | None, settled: str) -> None:
+    def make() -> VolumePlan:
+        return _plan_create.plan_create(name="web", pool=LOGICAL._replace(type=pool_type), wish=wish, source=None)
+
+    wish = Wish(size=MIB, preallocation=wanted)
+    if settled in ("unsupported", "invalid_option"):
+        raised(settled, make)
+        return
+    (step,) = make().steps
+    assert isinstance(step, CreateBlank)
+    assert step.preallocation == settled
+
+
+def test_sizes_go_in_the_steps_of_a_pool() -> None:
+    """A volume group's extents, so that what LVM rounds up is not taken for too large when asked for again."""
+    pool = LOGICAL._replace(granularity=4 * MIB)
+    plan = _plan_create.plan_create(name="web", pool=pool, wish=Wish(size=5 * MIB), source=None)
+    made = plan.result
+    assert made is not None and made.capacity == 8 * MIB
+    again = _plan_grow.plan_grow(volume=made, pool=pool, size=5 * MIB, preallocation=None, facts=Facts())
+    assert not again.steps
+    grown = _plan_grow.plan_grow(volume=made, pool=pool, size=8 * MIB + 1, preallocation=None, facts=Facts()).result
+    assert grown is not None and grown.capacity == 12 * MIB
+    raised("shrink_refused", _plan_grow.plan_grow, volume=made, pool=pool, size=4 * MIB, preallocation=None, facts=Facts())
+    copied = _plan_create.plan_create(name="web", pool=pool, wish=Wish(template="base"), source=TEMPLATE._replace(capacity=5 * MIB))
+    assert copied.result is not None and copied.result.capacity == 8 * MIB
+
+
+def test_zfs_does_not_wipe() -> None:
+    pool = LOGICAL._replace(type="zfs")
+    made = _plan_create.plan_create(name="web", pool=pool, wish=Wish(size=MIB), source=None).result
+    assert made is not None
+    raised("unsupported", _plan_delete.plan_delete, name="web", pool=pool, volume=made, wipe=True, facts=Facts(), going=())
+    assert _plan_delete.plan_delete(name="web", pool=pool, volume=made, wipe=False, facts=Facts(), going=()).steps
 
 
 def test_the_prediction_of_a_blank_volume() -> None:

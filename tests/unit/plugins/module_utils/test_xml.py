@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.hypervisor.storage.plugins.module_utils import _xml
-from ansible_collections.hypervisor.storage.plugins.module_utils._model import Pool
+from ansible_collections.hypervisor.storage.plugins.module_utils._model import Pool, PoolSource
 from ansible_collections.hypervisor.storage.plugins.module_utils._xml import DiskDef, SnapshotDisk, SourceRef, VolumeDef
 
 UUID = "3e3fce45-4f53-4fa7-bb32-11f34168b82b"
@@ -71,7 +71,7 @@ POOLS = [
           <source><device path='/dev/vdb'/><name>vg0</name><format type='lvm2'/></source>
           <target><path>/dev/vg0</path></target>
         </pool>""",
-        Pool("vg0", UUID, "logical", "/dev/vg0", True, 10733223936, 4294967296, 6438256640),
+        Pool("vg0", UUID, "logical", "/dev/vg0", True, 10733223936, 4294967296, 6438256640, PoolSource("vg0")),
         ("block", False, "raw"),
     ),
     (
@@ -86,7 +86,29 @@ POOLS = [
             <auth type='ceph' username='libvirt'><secret uuid='2ec115d7-3a88-3ceb-bc12-0ac909a6fd87'/></auth>
           </source>
         </pool>""",
-        Pool("ceph", UUID, "rbd", None, True, 1073741824, 6, 1072693248),
+        Pool(
+            "ceph", UUID, "rbd", None, True, 1073741824, 6, 1072693248,
+            PoolSource("libvirt-pool", ("mon.example.org:6789",), "libvirt", ("uuid", "2ec115d7-3a88-3ceb-bc12-0ac909a6fd87")),
+        ),  # fmt: skip
+        ("network", False, "raw"),
+    ),
+    (
+        """<pool type='rbd' xmlns:rbd='http://libvirt.org/schemas/storagepool/rbd/1.0'>
+          <name>ceph</name>
+          <uuid>3e3fce45-4f53-4fa7-bb32-11f34168b82b</uuid>
+          <source>
+            <host name='mon1.example.org'/><host name='2001:db8::1' port='6789'/><name>images</name>
+            <auth type='ceph' username='admin'><secret usage='client.admin secret'/></auth>
+          </source>
+          <rbd:config_opts><rbd:option name='client_mount_timeout' value='45'/></rbd:config_opts>
+        </pool>""",
+        Pool(
+            "ceph", UUID, "rbd", None,
+            source=PoolSource(
+                "images", ("mon1.example.org", "[2001:db8::1]:6789"), "admin", ("usage", "client.admin secret"),
+                (("client_mount_timeout", "45"),),
+            ),
+        ),  # fmt: skip
         ("network", False, "raw"),
     ),
     (
@@ -99,7 +121,7 @@ POOLS = [
           <source><name>tank</name></source>
           <target><path>/dev/zvol/tank</path></target>
         </pool>""",
-        Pool("tank", UUID, "zfs", "/dev/zvol/tank", True, 68182605824, 3145728000, 65036877824),
+        Pool("tank", UUID, "zfs", "/dev/zvol/tank", True, 68182605824, 3145728000, 65036877824, PoolSource("tank")),
         ("block", False, "raw"),
     ),
     (

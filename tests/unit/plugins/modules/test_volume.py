@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.common import respawn
 
-from ansible_collections.hypervisor.storage.plugins.module_utils import _libvirt, _locks, _staging
+from ansible_collections.hypervisor.storage.plugins.module_utils import _libvirt, _locks, _pool_tools, _staging
 from ansible_collections.hypervisor.storage.plugins.module_utils._errors import InsufficientSpace
 from ansible_collections.hypervisor.storage.plugins.modules import volume
 from ansible_collections.hypervisor.storage.tests.unit.fake_hypervisor import Hypervisor, disk
@@ -366,13 +366,27 @@ def test_libvirts_view_is_set_right(lab: Hypervisor) -> None:
     assert lab.connection.known("default") == ["db"]
 
 
-def test_a_pool_without_files(lab: Hypervisor) -> None:
+def test_a_pool_without_files(lab: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.connection.add_pool("vg0", Path("/dev/vg0"), pool_type="logical")
+    monkeypatch.setattr(_pool_tools, "granularity", lambda pool_type, source: 4 << 20)
+    monkeypatch.setattr(_pool_tools, "rename", lambda pool_type, path, name: lab.connection.rename("vg0", path, name))
     made = lab.predict_and_run(volume, name="web", pool="vg0", size="1M")
     assert (made["volume"]["format"], made["volume"]["type"]) == ("raw", "block")
     assert not lab.predict_and_run(volume, name="web", pool="vg0", size="1M")["changed"]
     assert lab.predict_and_run(volume, name="web", pool="vg0", state="absent", wipe=True)["changed"]
-    assert lab.connection.calls == [("create", "vg0", "web"), ("wipe", "vg0", "web"), ("delete", "vg0", "web")]
+    done = lab.connection.calls
+    hidden = done[1][2]
+    assert hidden.startswith(".hypervisor.storage-doomed-"), "it loses its name before its data"
+    assert done == [("create", "vg0", "web"), ("rename", "web", hidden), ("wipe", "vg0", hidden), ("delete", "vg0", hidden)]
+
+
+@pytest.mark.parametrize("pool_type", ["disk", "gluster", "iscsi", "iscsi-direct", "mpath", "scsi", "sheepdog"])
+@pytest.mark.parametrize("wish", [{"size": "1M"}, {"state": "absent"}, {"template": "base"}])
+def test_pools_that_are_only_listed(lab: Hypervisor, pool_type: str, wish: dict[str, str]) -> None:
+    lab.connection.add_pool("san", Path("/dev/disk/by-path"), pool_type=pool_type)
+    result = lab.predict_and_run(volume, name="web", pool="san", **wish)
+    assert result["reason"] == "unsupported" and pool_type in result["msg"]
+    assert lab.connection.calls == []
 
 
 # -- without libvirt's binding ---------------------------------------------------------------------

@@ -478,8 +478,8 @@ def test_what_only_one_compression_finds(compress, pool):
 
 
 @pytest.mark.parametrize("why", ["snapshot", "bitmap", "link", "names"])
-def test_not_rewritten(refuses, pool, outside, why):
-    path = wordy(outside / "a" if why == "link" else pool / "a")
+def test_not_rewritten(refuses, pool, make_pool, why):
+    path = wordy(make_pool() / "a" if why == "link" else pool / "a")
     if why == "snapshot":
         take_snapshot(path, "s")
     elif why == "bitmap":
@@ -489,6 +489,15 @@ def test_not_rewritten(refuses, pool, outside, why):
     else:
         os.link(path, pool / "b")
     refuses("unsupported", compression="zstd")
+
+
+@pytest.mark.parametrize("wish", [{}, {"method": "zeros"}, {"compression": "zstd"}])
+def test_link_out_of_the_pools(refuses, pool, outside, wish):
+    path = wordy(outside / "a")
+    before = path.read_bytes()
+    (pool / "a").symlink_to(path)
+    refuses("unsafe_image", **wish)
+    assert path.read_bytes() == before
 
 
 def test_no_room_for_a_rewrite(hypervisor, small, refused):

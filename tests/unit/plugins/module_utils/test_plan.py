@@ -178,7 +178,7 @@ def test_a_raw_overlay_is_refused() -> None:
 )
 def test_preallocation_is_settled(asked: str | None, image_format: str, is_overlay: bool, expected: str) -> None:
     wish = Wish(preallocation=asked)
-    assert _plan_image.settle_preallocation(wish, image_format=image_format, overlay=is_overlay) == expected
+    assert _plan_image.settle_preallocation(wish, image_format=image_format, overlay=is_overlay, pool=DIR) == expected
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_preallocation_is_settled(asked: str | None, image_format: str, is_overl
     ],
 )
 def test_what_a_format_cannot_do_is_refused(wish: Wish, image_format: str, is_overlay: bool) -> None:
-    raised("invalid_option", _plan_image.settle_preallocation, wish, image_format=image_format, overlay=is_overlay)
+    raised("invalid_option", _plan_image.settle_preallocation, wish, image_format=image_format, overlay=is_overlay, pool=DIR)
 
 
 @pytest.mark.parametrize(
@@ -211,14 +211,14 @@ def test_capacity_is_whole_sectors_and_at_least_the_source(
     size: int | None, source: Source | None, expected: int
 ) -> None:
     wish = Wish(size=size)
-    settled = _plan_image.settle_capacity(wish, name="web", source=source, image_format="qcow2", cluster_size=None)
+    settled = _plan_image.settle_capacity(wish, name="web", pool=DIR, source=source, image_format="qcow2", cluster_size=None)
     assert settled == expected
 
 
 def test_capacity_of_a_blank_volume_must_be_given() -> None:
     error = raised(
         "invalid_option", _plan_image.settle_capacity, Wish(),
-        name="web", source=None, image_format="qcow2", cluster_size=None,
+        name="web", pool=DIR, source=None, image_format="qcow2", cluster_size=None,
     )  # fmt: skip
     assert "'web'" in error.msg
 
@@ -226,7 +226,7 @@ def test_capacity_of_a_blank_volume_must_be_given() -> None:
 def test_smaller_than_the_source_is_refused() -> None:
     error = raised(
         "shrink_refused", _plan_image.settle_capacity, Wish(size=10 * MIB - 512),
-        name="web", source=TEMPLATE, image_format="qcow2", cluster_size=None,
+        name="web", pool=DIR, source=TEMPLATE, image_format="qcow2", cluster_size=None,
     )  # fmt: skip
     assert error.facts == {"required": 10 * MIB}
 
@@ -247,7 +247,7 @@ def test_no_image_is_larger_than_its_format(image_format: str, cluster_size: int
 
     def settle(size: int) -> int:
         return _plan_image.settle_capacity(
-            Wish(size=size), name="web", source=None, image_format=image_format, cluster_size=cluster_size
+            Wish(size=size), name="web", pool=DIR, source=None, image_format=image_format, cluster_size=cluster_size
         )
 
     assert settle(most) == most

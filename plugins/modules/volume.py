@@ -73,6 +73,7 @@ options:
     description:
       - With O(state=absent), overwrite the volume's data with zeros before its space is given back.
       - Copies that the storage itself keeps (reflinks, snapshots of the file system, flash) are out of reach.
+      - A volume whose file has further names (hard links) is refused with V(unsupported), since its data would be gone under all of them.
     type: bool
     default: false
 seealso:

@@ -60,6 +60,17 @@ def test_every_promise_names_its_limits_and_its_tests():
             assert (REPO / path).is_file(), path
 
 
+def test_every_hazard_names_tests_that_exist():
+    rows = read("hazards.rst").split("\n   * - ")[2:]
+    assert len(rows) == 27
+    for row in rows:
+        _what, _done, shown = row.split("\n     - ")
+        tests = re.findall(r"``(tests/[^`]+\.py)::(test_[a-z0-9_]+)``", shown)
+        assert tests, row
+        for path, name in tests:
+            assert re.search(rf"^def {name}\(", (REPO / path).read_text(encoding="utf-8"), re.MULTILINE), (path, name)
+
+
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.stem)
 def test_yaml_is_yaml_with_options_that_exist(guide):
     for block in re.findall(r"\.\. code-block:: yaml\n\n((?:   .*\n|\n)+)", guide.read_text(encoding="utf-8")):

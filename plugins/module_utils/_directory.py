@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import stat
 from typing import NamedTuple
 
@@ -160,6 +161,9 @@ def free_bytes(path: str) -> int:
 
 def can_hold(path: str, size: int) -> bool:
     """Whether a file in this directory can have ``size`` bytes, tried with one that has no name and no data."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and size > limit:
+        return True  # it can't be tried: the answer would be about this process, not about the file system
     try:
         fd = os.open(path, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     except OSError:

@@ -37,7 +37,7 @@ def pool(hypervisor, place):
 def guest(hypervisor, place, pool):
     make_disk(pool / "web1", place / "key", 256 * MIB, 254 * MIB)
     pool.refresh()
-    running = WholeGuest(hypervisor, place / "guest", pool / "web1", place / "key")
+    running = WholeGuest(hypervisor, place / "whole-guest", pool / "web1", place / "key")
     yield running
     running.stop()
 

@@ -76,10 +76,10 @@ def kept(refused, clone):
 def begun(hypervisor, pool):
     """A clone in the middle of its backup job, which has come to a halt."""
 
-    def run(running, uri=hypervisor.uri, **params):
+    def run(running, uri=hypervisor.uri, *, large=True, **params):
         for _attempt in range(20):  # on a busy machine the job may be over before it is met
             process = start_module("volume_clone", {"uri": uri, "pool": pool.name, "source": "a", "name": "b", **params})
-            if hold_job_of(process, running):
+            if hold_job_of(process, running, large=large):
                 return process
             made = finish_module(process)
             assert made.get("changed"), made
@@ -410,7 +410,7 @@ def test_job_is_aborted_by_somebody_else(begun, pool, domain):
 def test_space_runs_out_in_the_middle(begun, pool, small, domain):
     large(pool / "a", size=30 * MIB)
     running = domain(disk(pool / "a", cached=False))
-    process = begun(running, pool=small.name, source_pool=pool.name)
+    process = begun(running, large=False, pool=small.name, source_pool=pool.name)
     with (small / "hog").open("wb") as hog:
         facts = os.statvfs(small.path)
         os.posix_fallocate(hog.fileno(), 0, (facts.f_bavail - 1024) * facts.f_frsize)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from typing import Any
 
 import libvirt
@@ -50,14 +51,21 @@ def set_speed(domain: libvirt.virDomain, speed: int) -> bool:
     return False
 
 
-def hold_job_of(process: subprocess.Popen[str], domain: libvirt.virDomain, speed: int = 1) -> bool:
-    """Slow the job down as soon as the module has started it; false when the module was done before."""
+def hold_job_of(process: subprocess.Popen[str], domain: libvirt.virDomain, speed: int = 1, *, large: bool = True) -> bool:
+    """Slow the job down as soon as the module has started it; false when the module was done before.
+
+    Of a ``large`` disk it is made sure that something is left: QEMU has up to 64 MiB on their way at once.
+    """
     before = os.getpriority(os.PRIO_PROCESS, 0)
     os.setpriority(os.PRIO_PROCESS, 0, -15)  # a busy machine must not make us look too late
     try:
-        while not set_speed(domain, speed):
-            if process.poll() is not None:
-                return False
-        return True
+        while process.poll() is None:
+            if set_speed(domain, speed):
+                if not large:
+                    return True
+                time.sleep(0.2)
+                if any(job["status"] == "running" for job in jobs(domain)):
+                    return True
+        return False
     finally:
         os.setpriority(os.PRIO_PROCESS, 0, before)

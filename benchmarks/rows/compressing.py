@@ -64,7 +64,7 @@ class Bed:
 
     def take_turns(self, arms: Sequence[Arm]) -> Times:
         common = [
-            self.arm(CP, "floor", lambda: self._copy()),
+            self.arm(CP, "floor", self._copy),
             Arm(NOTHING, "ours", lambda: self.compress(changed=0, name="empty")),
         ]
         return take_turns([*common, *arms], self.rounds)

@@ -497,5 +497,3 @@ def test_the_key_is_nowhere_to_be_seen(ceph, image, make_pool, hypervisor, on_rb
     result = on_rbd("volume_clone", source=image(), source_pool="ceph", name="b", pool=files.name)
     assert result["changed"] and key not in str(result)
     assert key not in str(on_rbd("volume_clone", source="a", name="a/b"))
-
-

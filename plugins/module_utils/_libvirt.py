@@ -66,7 +66,7 @@ class Connection:
         """All active pools, sorted by name."""
         with _translate("list the storage pools"):
             handles = self._handle.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE)
-        found = [_unless_gone(self._describe, handle) for handle in handles]
+            found = [_unless_gone(self._describe, handle) for handle in handles]
         return sorted((pool for pool in found if pool is not None), key=lambda pool: pool.name)
 
     def inactive_pools(self) -> list[str]:
@@ -407,7 +407,7 @@ def _as_ours(error: Any, what: str) -> StorageError:
         return Locked(f"Cannot {what}: {message}. Another job is at work on it; run again when it is done.")
     if code == libvirt.VIR_ERR_OPERATION_INVALID and "is not active" in message and "pool" in message:
         return PoolInactive(f"Cannot {what}: {message}. Start the pool ('virsh pool-start') and run again.")
-    if code in (libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_RPC) or "client socket is closed" in message:
+    if code in (libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_RPC) or error.get_error_domain() == libvirt.VIR_FROM_RPC:
         return ConnectionFailed(
             f"The connection to libvirt was lost: cannot {what}: {message}. "
             "Check that the daemon is running ('systemctl status libvirtd virtqemud virtstoraged') and run again."

@@ -8,6 +8,7 @@
 
 passed=0
 failed=0
+begun=()
 summary=()
 
 run_tests() { # PART...
@@ -32,25 +33,49 @@ run_tests() { # PART...
 
 # step NAME COMMAND...: the output is shown in full when it fails, its last line when it does not.
 step() {
-    local name=$1 log=$work/log/${1//[^A-Za-z0-9.]/-}.log began=$SECONDS status=0
+    printf '== %s\n' "$1"
+    begun+=("$1")
+    run_logged "$@"
+    finish_steps
+}
+
+# begin_step NAME COMMAND...: in the background, beside others; finish_steps waits for all and tells how they ended.
+begin_step() {
+    printf '== %s\n' "$1"
+    begun+=("$1")
+    run_logged "$@" &
+}
+
+run_logged() { # NAME COMMAND...
+    local log=$work/log/${1//[^A-Za-z0-9.]/-}.log began=$SECONDS
     shift
-    printf '== %s\n' "$name"
     # A subshell with errexit of its own: 'set -e' is off inside a command whose status is looked at.
     set +e
     (
         set -e
         "$@"
     ) >"$log" 2>&1 </dev/null
-    status=$?
+    printf '%s %s\n' $? $((SECONDS - began)) >"$log.end"
     set -e
-    if [[ $status -eq 0 ]]; then
-        passed=$((passed + 1))
-        grep -v '^[[:space:]]*$' "$log" | tail -n 1 || true
-    else
-        failed=$((failed + 1))
-        tail -n 400 "$log"
-    fi
-    report "$([[ $status -eq 0 ]] && echo passed || echo FAILED)" "$name" "$((SECONDS - began)) s"
+}
+
+finish_steps() {
+    local name log status seconds
+    wait
+    for name in "${begun[@]}"; do
+        log=$work/log/${name//[^A-Za-z0-9.]/-}.log
+        read -r status seconds <"$log.end"
+        [[ ${#begun[@]} -eq 1 ]] || printf '== %s\n' "$name"
+        if [[ $status -eq 0 ]]; then
+            passed=$((passed + 1))
+            grep -v '^[[:space:]]*$' "$log" | tail -n 1 || true
+        else
+            failed=$((failed + 1))
+            tail -n 400 "$log"
+        fi
+        report "$([[ $status -eq 0 ]] && echo passed || echo FAILED)" "$name" "$seconds s"
+    done
+    begun=()
 }
 
 report() { # RESULT NAME REMARK
@@ -85,7 +110,7 @@ run_pytest() { # PYTHON TESTS...
 
 test_unit() {
     local version interpreter
-    step "unit, Python $(version_of "$python")" run_pytest "$venv/bin/python" tests/unit
+    step "unit, Python $(version_of "$python")" run_pytest "$venv/bin/python" -n 2 tests/unit
     for version in 3.9 "$(newest_python 3.12)"; do
         if interpreter=$(find_python "$version"); then
             step "unit, Python $version" unit_on "$version" "$interpreter"
@@ -97,7 +122,7 @@ test_unit() {
 
 unit_on() { # VERSION PYTHON
     make_venv "$work/unit-$1" "$2" "$repo/tests/requirements/unit.txt" unit
-    run_pytest "$work/unit-$1/bin/python" tests/unit
+    run_pytest "$work/unit-$1/bin/python" -n 2 tests/unit
 }
 
 test_integration() {
@@ -107,10 +132,16 @@ test_integration() {
 
 test_molecule() {
     local scenario
+    # What runs in the background does not hear an interrupt.
+    trap 'trap - TERM; kill 0; exit 130' INT
+    # Two at a time: each has hypervisors and a directory of its own, and waits most of the time for one process.
     for scenario in extensions/molecule/*/molecule.yml; do
         scenario=$(basename "$(dirname "$scenario")")
-        step "molecule $scenario" run_molecule "$scenario"
+        while [[ $(jobs -rp | wc -l) -ge 2 ]]; do wait -n; done
+        begin_step "molecule $scenario" run_molecule "$scenario"
     done
+    finish_steps
+    trap - INT
 }
 
 # run_molecule SCENARIO: with two private hypervisors and an empty directory of its own, all gone afterwards.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from . import _directory, _locks, _staging, _without_files
 from ._copy import copy_image
@@ -24,6 +24,8 @@ from ._steps import CopyImage, CreateBlank, CreateOverlay, Delete, Facts, Grow, 
 
 #: An empty image up to this many bytes is made once per call and then written again for each name that wants the same.
 _PATTERN_LIMIT = 4 << 20
+#: How many new files are staged before the first gets its name.
+_BATCH = 64
 
 
 class Worker:
@@ -46,10 +48,11 @@ class Worker:
                     self.host.assert_refreshable(pool)
             with contextlib.ExitStack() as held:
                 self._hold_doomed(steps, held)
-                for step in steps:
-                    if self._do(step):
-                        touched[step.pool.name] = step.pool
-                    done.append(step)
+                for batch in _batches(steps):
+                    for step, untold in self._do(batch):
+                        if untold:
+                            touched[step.pool.name] = step.pool
+                        done.append(step)
             self._tell_libvirt(touched)
         except StorageError as error:
             if done:
@@ -66,44 +69,42 @@ class Worker:
             self.host.tell_libvirt(pool)
         self.host.forget()
 
-    def _do(self, step: Step) -> bool:
-        """Carry out one step; whether libvirt has still to be told."""
+    def _do(self, batch: Sequence[Step]) -> Iterator[tuple[Step, bool]]:
+        """Carry out steps that go together; yields each that is done, and whether libvirt has still to be told."""
+        step = batch[0]
         if isinstance(step, Delete):
-            return self._delete(step)
-        if isinstance(step, Grow):
+            yield step, self._delete(step)
+        elif isinstance(step, Grow):
             grow(self.host, self.qemu_img, step)
-            return True
-        if not step.pool.stores_files:
+            yield step, True
+        elif not step.pool.stores_files:
             self._create_without_file(step)
-            return False
-        if isinstance(step, CreateBlank):
-            self._create_blank(step)
-        elif isinstance(step, CreateOverlay):
-            self._create_overlay(step)
-        else:
+            yield step, False
+        elif isinstance(step, CopyImage):
             self._copy(step)
-        return True
+            yield step, True
+        else:
+            for created in self._create_empty([each for each in batch if isinstance(each, (CreateBlank, CreateOverlay))]):
+                yield created, True
 
     # -- create ------------------------------------------------------------------------------------
 
-    def _create_blank(self, step: CreateBlank) -> None:
-        with _staging.stage(_directory_of(step)) as staged:
-            if step.format == "raw" and step.preallocation in ("off", "falloc"):
-                with _staging.explained(f"reserve {step.capacity} bytes for volume {step.name!r} of pool {step.pool.name!r}"):
-                    if step.preallocation == "falloc":
-                        os.posix_fallocate(staged.fd, 0, step.capacity)
-                    else:
-                        os.ftruncate(staged.fd, step.capacity)
-            else:
-                options = {"preallocation": step.preallocation}
-                if step.format == "qcow2":
-                    options.update(qcow2_options(step.cluster_size))
-                self._write_empty(staged, image_format=step.format, capacity=step.capacity, options=options)
-            _publish(staged, step)
+    def _create_empty(self, batch: Sequence[CreateBlank | CreateOverlay]) -> Iterator[CreateBlank | CreateOverlay]:
+        """Make volumes without data of their own, all staged before the first gets its name."""
+        _locks.allow_open_files(2 * len(batch))
+        with contextlib.ExitStack() as stack:
+            files = []
+            for step in batch:
+                if isinstance(step, CreateOverlay):
+                    stack.enter_context(self._held_source(step.source.path, f"create volume {step.name!r} on {step.source.label}"))
+                staged = stack.enter_context(_staging.stage(_directory_of(step)))
+                self._fill(staged, step)
+                files.append(_complete(staged, step))
+            for _name, step in zip(_staging.publish(files), batch):  # the former goes on to its end
+                yield step
 
-    def _create_overlay(self, step: CreateOverlay) -> None:
-        what = f"create volume {step.name!r} on {step.source.label}"
-        with self._held_source(step.source.path, what), _staging.stage(_directory_of(step)) as staged:
+    def _fill(self, staged: _staging.Staged, step: CreateBlank | CreateOverlay) -> None:
+        if isinstance(step, CreateOverlay):
             self._write_empty(
                 staged,
                 image_format="qcow2",
@@ -111,7 +112,17 @@ class Worker:
                 options=qcow2_options(step.cluster_size),
                 backing=(step.source.path, step.source.format),
             )
-            _publish(staged, step)
+        elif step.format == "raw" and step.preallocation in ("off", "falloc"):
+            with _staging.explained(f"reserve {step.capacity} bytes for volume {step.name!r} of pool {step.pool.name!r}"):
+                if step.preallocation == "falloc":
+                    os.posix_fallocate(staged.fd, 0, step.capacity)
+                else:
+                    os.ftruncate(staged.fd, step.capacity)
+        else:
+            options = {"preallocation": step.preallocation}
+            if step.format == "qcow2":
+                options.update(qcow2_options(step.cluster_size))
+            self._write_empty(staged, image_format=step.format, capacity=step.capacity, options=options)
 
     def _write_empty(
         self,
@@ -152,7 +163,8 @@ class Worker:
                 step, held_fd=held_fd, staged=staged, qemu_img=self.qemu_img, connection=self.host.connection
             )
             _without_files.assert_source_stood_still(self.host, step)
-            _publish(staged, step)
+            for _name in _staging.publish([_complete(staged, step)]):
+                pass
 
     @contextlib.contextmanager
     def _held_source(self, path: str, what: str) -> Iterator[int]:
@@ -215,13 +227,29 @@ class Worker:
         return False
 
 
-def _publish(staged: _staging.Staged, step: CreateBlank | CreateOverlay | CopyImage) -> None:
+def _batches(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:
+    """The steps in their order; those in a row that make small new files of one pool go together."""
+    batch: list[Step] = []
+    for step in steps:
+        if batch and not (len(batch) < _BATCH and step.pool == batch[0].pool and _is_light(step) and _is_light(batch[0])):
+            yield batch
+            batch = []
+        batch.append(step)
+    if batch:
+        yield batch
+
+
+def _is_light(step: Step) -> bool:
+    """Whether a step makes a file that takes next to no room."""
+    return step.pool.stores_files and isinstance(step, (CreateBlank, CreateOverlay)) and step.preallocation == "off"
+
+
+def _complete(staged: _staging.Staged, step: CreateBlank | CreateOverlay | CopyImage) -> _staging.Complete:
     rights: Rights = step.rights
     # libvirt may have lent a backup's target to QEMU's user: without a wish it is ours again.
     uid = os.geteuid() if rights.uid is None else rights.uid
     gid = os.getegid() if rights.gid is None else rights.gid
-    ownership = _staging.Ownership(uid, gid, rights.mode)
-    _staging.publish(staged, step.name, ownership=ownership, image_format=step.format)
+    return _staging.Complete(staged, step.name, _staging.Ownership(uid, gid, rights.mode), step.format)
 
 
 def _directory_of(step: Step) -> str:

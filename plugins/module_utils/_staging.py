@@ -17,7 +17,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ _PARTIAL = STAGING_PREFIX + "partial-"
 _DOOMED = STAGING_PREFIX + "doomed-"
 explained = _os_errors.explained
 _LIFE_BYTE = 1 << 61  # far behind QEMU's lock bytes: whoever holds it is alive and at work on the file
+_SYNCS_AT_ONCE = 16
 _SIGNATURES = frozenset(("security.evm", "security.ima"))
 
 
@@ -65,30 +66,67 @@ def stage(directory: str, *, named: bool = False) -> Iterator[Staged]:
         os.close(staged.fd)
 
 
-def publish(staged: Staged, name: str, *, ownership: Ownership, image_format: str) -> None:
-    """Give the complete file its name: rights first, then the data on stable storage, then the name."""
-    with explained(f"publish volume {name!r} in {staged.directory!r}"):
-        made = os.fstat(staged.fd)
+class Complete(NamedTuple):
+    """A staged file with all its data, and what it is to become."""
+
+    staged: Staged
+    name: str
+    ownership: Ownership
+    image_format: str
+
+
+def publish(files: Sequence[Complete]) -> Iterator[str]:
+    """Give complete files of one directory their names, yielding each: rights first, then the data on stable storage,
+    then the name.
+    """
+    _settle_all(files)
+    directory = files[0].staged.directory
+    with explained(f"publish volumes in {directory!r}"), _opened_directory(directory) as directory_fd:
+        given = ""
+        try:
+            for file in files:
+                with explained(f"publish volume {file.name!r} in {directory!r}"):
+                    try:
+                        _give_name(file.staged, file.name, directory_fd)
+                    except FileExistsError:
+                        raise VolumeMismatch(
+                            f"Volume {file.name!r} appeared in {directory!r} while it was being made; it was left as it is. "
+                            "Run again to see whether it is what you want.",
+                            volume=file.name,
+                        ) from None
+                given = file.name
+                yield given
+        finally:
+            if given:
+                with explained(f"sync the name of volume {given!r}", changed=True):
+                    os.fsync(directory_fd)
+
+
+def _settle_all(files: Sequence[Complete]) -> None:
+    """Each waits for the disk by itself, so several at once wait for less."""
+    if len(files) == 1:
+        _settle(files[0])
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(min(len(files), _SYNCS_AT_ONCE)) as pool:
+        for _settled in pool.map(_settle, files):
+            pass
+
+
+def _settle(file: Complete) -> None:
+    with explained(f"publish volume {file.name!r} in {file.staged.directory!r}"):
+        fd, ownership = file.staged.fd, file.ownership
+        made = os.fstat(fd)
         if (ownership.uid, ownership.gid) != (made.st_uid, made.st_gid):
             os.fchown(
-                staged.fd,
+                fd,
                 -1 if ownership.uid is None else ownership.uid,
                 -1 if ownership.gid is None else ownership.gid,
             )
-        os.fchmod(staged.fd, 0o600 if ownership.mode is None else ownership.mode)
-        _directory.write_mark(staged.fd, image_format)
-        os.fsync(staged.fd)
-        with _opened_directory(staged.directory) as directory_fd:
-            try:
-                _give_name(staged, name, directory_fd)
-            except FileExistsError:
-                raise VolumeMismatch(
-                    f"Volume {name!r} appeared in {staged.directory!r} while it was being made; it was left as it is. "
-                    "Run again to see whether it is what you want.",
-                    volume=name,
-                ) from None
-            with explained(f"sync the name of volume {name!r}", changed=True):
-                os.fsync(directory_fd)
+        os.fchmod(fd, 0o600 if ownership.mode is None else ownership.mode)
+        _directory.write_mark(fd, file.image_format)
+        os.fsync(fd)
 
 
 def _give_name(staged: Staged, name: str, directory_fd: int) -> None:

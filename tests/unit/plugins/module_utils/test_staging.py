@@ -24,7 +24,7 @@ from ansible_collections.hypervisor.storage.plugins.module_utils._errors import 
     ToolFailed,
     VolumeMismatch,
 )
-from ansible_collections.hypervisor.storage.plugins.module_utils._staging import Ownership, publish, stage, sweep
+from ansible_collections.hypervisor.storage.plugins.module_utils._staging import Complete, Ownership, Staged, stage, sweep
 
 MIB = 1024**2
 ANYBODY = Ownership()
@@ -41,6 +41,10 @@ def pool(tmp_path: Path) -> Path:
 def named(request: pytest.FixtureRequest) -> bool:
     """Files without a name, and the way of file systems that have none such."""
     return bool(request.param)
+
+
+def publish(staged: Staged, name: str, *, ownership: Ownership, image_format: str) -> None:
+    assert list(_staging.publish([Complete(staged, name, ownership, image_format)])) == [name]
 
 
 def listing(directory: Path) -> list[str]:
@@ -114,6 +118,37 @@ def test_publishing_where_there_are_no_hard_links(pool: Path, monkeypatch: pytes
             publish(staged, "web", ownership=ANYBODY, image_format="raw")
     assert listing(pool) == ["web"]
     assert (pool / "web").read_bytes() == b"first"
+
+
+def test_many_are_published_in_their_order(pool: Path, named: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    wanted = [f"v{number}" for number in range(40)]
+    with contextlib.ExitStack() as stack:
+        files = [Complete(stack.enter_context(stage(str(pool), named=named)), name, ANYBODY, "raw") for name in wanted]
+        for file in files:
+            os.write(file.staged.fd, file.name.encode())
+        given = []
+        for name in _staging.publish(files):
+            given.append(name)
+            assert set(given) <= set(listing(pool))
+    assert given == wanted and listing(pool) == sorted(wanted)
+    assert all((pool / name).read_bytes() == name.encode() for name in wanted)
+    assert sorted(synced[:-1]) == sorted((pool / name).stat().st_ino for name in wanted)
+    assert synced[-1] == pool.stat().st_ino, "the names are synced after the files"
+
+
+def test_one_of_many_whose_name_is_taken(pool: Path, named: bool) -> None:
+    (pool / "b").write_bytes(b"of somebody else")
+    given = []
+    with contextlib.ExitStack() as stack:
+        files = [Complete(stack.enter_context(stage(str(pool), named=named)), name, ANYBODY, "raw") for name in "abc"]
+        with pytest.raises(VolumeMismatch) as failure:
+            for name in _staging.publish(files):
+                given.append(name)
+    assert failure.value.facts["volume"] == "b"
+    assert given == ["a"] and listing(pool) == ["a", "b"]
+    assert (pool / "b").read_bytes() == b"of somebody else"
 
 
 @pytest.mark.parametrize("name", ["-", "a b", "'", "日本語", "%s", "a\\b", "x" * 255, "*"])

@@ -187,21 +187,21 @@ def test_if_one_is_refused_nothing_is_done_to_any(lab: Hypervisor) -> None:
 
 
 def test_a_failure_half_way_tells_what_is_done(lab: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish = _staging.publish
+    give_name = _staging._give_name
 
-    def full_at_b(staged: Any, name: str, **options: Any) -> None:
+    def full_at_b(staged: Any, name: str, directory_fd: int) -> None:
         if name == "b":
             raise InsufficientSpace("The disk is full.")
-        publish(staged, name, **options)
+        give_name(staged, name, directory_fd)
 
-    monkeypatch.setattr(_staging, "publish", full_at_b)
+    monkeypatch.setattr(_staging, "_give_name", full_at_b)
     result = lab.run(volume, name=["a", "b", "c"], size="1M")
     assert (result["failed"], result["reason"], result["changed"]) == (True, "insufficient_space", True)
     assert (result["done"], result["not_done"]) == (["a"], ["b", "c"])
     assert result["actions"] == ["create blank qcow2 volume 'a' of 1048576 bytes (1 MiB) in pool 'default'"]
     assert names(lab) == lab.connection.known("default") == ["a"]
 
-    monkeypatch.setattr(_staging, "publish", publish)
+    monkeypatch.setattr(_staging, "_give_name", give_name)
     finished = lab.predict_and_run(volume, name=["a", "b", "c"], size="1M")
     assert len(finished["actions"]) == 2
     assert names(lab) == ["a", "b", "c"]

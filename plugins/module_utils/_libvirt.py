@@ -257,6 +257,16 @@ class Connection:
             return ""
         return str(done.get("errmsg") or "the job ended without success")
 
+    def limit_job(self, domain_uuid: str, target: str, speed: int) -> bool:
+        """Let the job of a disk copy no more than ``speed`` bytes a second, 0 for no limit; whether it took that."""
+        try:
+            self._handle.lookupByUUIDString(domain_uuid).blockJobSetSpeed(
+                target, speed, libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES
+            )
+        except libvirt.libvirtError:
+            return False
+        return True
+
     def abort_job(self, domain_uuid: str) -> None:
         """End a domain's job, if it has one."""
         with contextlib.suppress(libvirt.libvirtError):

@@ -29,6 +29,8 @@ from ._steps import CopyImage
 #: How long another job of the domain may be in the way, in seconds.
 JOB_TIMEOUT = 60.0
 _POLL = 0.1
+#: Bytes a second that are copied while the guest is frozen: a job at full speed would leave the guest no processor to thaw with.
+_SLOWLY = 1 << 20
 
 
 class Moment(NamedTuple):
@@ -101,20 +103,37 @@ def _begin(connection: Connection, live: Attachment, document: str, guardian: _G
     deadline = time.monotonic() + JOB_TIMEOUT
     while True:
         frozen: bool | None = False
+        slowed = False
         if live.state == "running":
             guardian.tell(_FROZEN)
             frozen = connection.freeze(live.domain_uuid)
         try:
             begun = connection.begin_backup(live.domain_uuid, document)
+            if begun and frozen and live.target is not None:
+                slowed = connection.limit_job(live.domain_uuid, live.target, _SLOWLY)
         finally:
             if frozen:
                 _thaw(connection, live)
             guardian.tell(_LATE if frozen is None else _THAWED)
+        if slowed:
+            _go_at_full_speed(connection, live)
         if begun:
             return _moment(live, frozen)
         if time.monotonic() > deadline:
             raise _busy(live)
         time.sleep(_POLL * 5)
+
+
+def _go_at_full_speed(connection: Connection, live: Attachment) -> None:
+    for _attempt in range(10):
+        if connection.limit_job(live.domain_uuid, live.target or "", 0) or not connection.has_job(live.domain_uuid):
+            return
+        time.sleep(_POLL)
+    connection.abort_job(live.domain_uuid)
+    raise ToolFailed(
+        f"The backup job of domain {live.domain!r} was slowed down while the guest was frozen, and did not speed up again. "
+        "The copy was dropped; run again."
+    )
 
 
 def _moment(live: Attachment, frozen: bool | None) -> Moment:

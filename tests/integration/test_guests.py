@@ -167,6 +167,15 @@ def test_copy_of_a_file_system(hypervisor, guest, busy):
     assert lines == [f"record {n}" for n in range(1, len(lines) + 1)] and len(lines) >= before
 
 
+def test_copy_is_slow_only_while_the_guest_is_frozen(hypervisor, guest, busy):
+    """At the speed of that moment it would take minutes."""
+    params = {"uri": hypervisor.uri, "source": "sectors", "source_pool": "busy", "pool": "busy", "name": "quick"}
+    result = run_module("volume_clone", params)
+    assert result.get("changed") and result["consistency"] == "filesystem", result
+    found = read_records(busy / "quick")
+    assert found == set(range(1, len(found) + 1)), "a hole"
+
+
 @pytest.mark.parametrize("frozen", [False, True], ids=["while freezing", "while frozen"])
 def test_killed_between_freeze_and_thaw(hypervisor, guest, busy, frozen):
     """The guest does not stay frozen, and the next run finishes."""

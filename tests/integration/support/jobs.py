@@ -63,7 +63,9 @@ def hold_job_of(process: subprocess.Popen[str], domain: libvirt.virDomain, speed
             if set_speed(domain, speed):
                 if not large:
                     return True
-                time.sleep(0.2)
+                for _time in range(20):  # the module itself lets go of the job once the guest is thawed
+                    time.sleep(0.01)
+                    set_speed(domain, speed)
                 if any(job["status"] == "running" for job in jobs(domain)):
                     return True
         return False

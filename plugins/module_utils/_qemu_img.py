@@ -44,6 +44,13 @@ Runner = Callable[[Sequence[str], Sequence[int], bool], Completed]
 
 def run_tool(argv: Sequence[str], pass_fds: Sequence[int], limited: bool) -> Completed:
     """Run a tool to its end; with ``limited``, under bounds of processor time and memory."""
+    with start_tool(argv, pass_fds, limited) as process:
+        stdout, stderr = process.communicate()
+    return Completed(process.returncode, stdout, stderr)
+
+
+def start_tool(argv: Sequence[str], pass_fds: Sequence[int], limited: bool) -> subprocess.Popen[str]:
+    """Start a tool that is killed when we are."""
     parent = os.getpid()
     libc = ctypes.CDLL(None, use_errno=True)
 
@@ -56,7 +63,7 @@ def run_tool(argv: Sequence[str], pass_fds: Sequence[int], limited: bool) -> Com
             resource.setrlimit(resource.RLIMIT_AS, (HEADER_MEMORY_BYTES, HEADER_MEMORY_BYTES))
 
     # AnsibleModule.run_command knows neither limits nor a parent that was killed, and belongs to the runner alone.
-    with subprocess.Popen(  # pylint: disable=ansible-bad-function
+    return subprocess.Popen(  # pylint: disable=ansible-bad-function,consider-using-with
         list(argv),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -66,9 +73,7 @@ def run_tool(argv: Sequence[str], pass_fds: Sequence[int], limited: bool) -> Com
         preexec_fn=prepare,
         encoding="utf-8",
         errors="replace",
-    ) as process:
-        stdout, stderr = process.communicate()
-    return Completed(process.returncode, stdout, stderr)
+    )
 
 
 class Measure(NamedTuple):

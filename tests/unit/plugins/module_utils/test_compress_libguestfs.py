@@ -41,9 +41,8 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_command(program: str) -> None:
     script = Script(Completed(0, "", ""))
     Libguestfs(script).sparsify("/pool/-a b", what="trim it")
-    assert script.calls == [
-        ["env", "LIBGUESTFS_BACKEND=direct", "LIBGUESTFS_TRACE=1", program, "--quiet", "--in-place", "--format", "qcow2", "--", "/pool/-a b"]
-    ]
+    settings = ["env", "LIBGUESTFS_BACKEND=direct", "LIBGUESTFS_TRACE=1"]
+    assert script.calls == [[*settings, program, "--quiet", "--in-place", "--format", "qcow2", "--", "/pool/-a b"]]
 
 
 def test_kvm_that_is_there_and_does_not_work(program: str) -> None:

@@ -84,15 +84,15 @@ def run_appliance(argv: Sequence[str], timeout: float) -> Completed | None:
     With LIBGUESTFS_TRACE=1, guestfs(3) tells on stderr when that is up. What the tool does then may take as long as it needs.
     """
     with start_tool(argv, (), False) as process:
-        assert process.stdout and process.stderr
+        stream = process.stderr.fileno() if process.stderr else -1
         said = b""
         deadline = time.monotonic() + timeout
         while not any(end in said for end in _LAUNCHED):
-            if not select.select([process.stderr], [], [], max(deadline - time.monotonic(), 0))[0]:
+            if not select.select([stream], [], [], max(deadline - time.monotonic(), 0))[0]:
                 _kill_all(process.pid)
                 process.communicate()
                 return None
-            part = os.read(process.stderr.fileno(), 65536)
+            part = os.read(stream, 65536)
             if not part:
                 break
             said += part

@@ -10,17 +10,18 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 
-from . import _directory, _locks, _staging, _without_files
+from . import _locks, _staging, _without_files
 from ._copy import copy_image
-from ._errors import Exchanged, StorageError, Unsupported
+from ._errors import StorageError, Unsupported
 from ._grow import grow
 from ._inventory import Host
 from ._live import Moment
 from ._model import Pool
 from ._plan_delete import refuse_harm
+from ._pinned import hold_source, pin_source
 from ._plan_image import qcow2_options
 from ._qemu_img import QemuImg
-from ._steps import CopyImage, CreateBlank, CreateOverlay, Delete, Facts, Grow, Plan, Rights, Step
+from ._steps import CopyImage, CreateBlank, CreateOverlay, Delete, Facts, Grow, Plan, Rights, Source, Step
 
 #: An empty image up to this many bytes is made once per call and then written again for each name that wants the same.
 _PATTERN_LIMIT = 4 << 20
@@ -96,7 +97,8 @@ class Worker:
             files = []
             for step in batch:
                 if isinstance(step, CreateOverlay):
-                    stack.enter_context(self._held_source(step.source.path, f"create volume {step.name!r} on {step.source.label}"))
+                    what = f"create volume {step.name!r} on {step.source.label}"
+                    stack.enter_context(hold_source(self.host, step.source.path, shared=False, what=what))
                 staged = stack.enter_context(_staging.stage(_directory_of(step)))
                 self._fill(staged, step)
                 files.append(_complete(staged, step))
@@ -153,37 +155,27 @@ class Worker:
             self._patterns[key] = os.pread(staged.fd, size, 0)
 
     def _copy(self, step: CopyImage) -> None:
-        source = step.source
-        what = f"create volume {step.name!r} from {source.label}"
-        # A disk that its domain writes to can't be held against it; what is read of it is one moment by other means.
-        holding = contextlib.nullcontext(None) if _is_out_of_hand(step) else self._held_source(source.path, what)
         # QEMU opens the target of a backup job by its path, hence by a name.
-        with holding as held_fd, _staging.stage(_directory_of(step), named=step.method == "backup") as staged:
+        with self._pinned_source(step) as source, _staging.stage(_directory_of(step), named=step.method == "backup") as staged:
             self.moments[step.name] = copy_image(
-                step, held_fd=held_fd, staged=staged, qemu_img=self.qemu_img, connection=self.host.connection
+                step._replace(source=source), staged=staged, qemu_img=self.qemu_img, connection=self.host.connection
             )
             _without_files.assert_source_stood_still(self.host, step)
             for _name in _staging.publish([_complete(staged, step)]):
                 pass
 
-    @contextlib.contextmanager
-    def _held_source(self, path: str, what: str) -> Iterator[int]:
-        """Keep the image that the decision is about from being changed or deleted while something is made from it."""
-        with contextlib.ExitStack() as stack:
-            with _staging.explained(what):
-                fd = stack.enter_context(_locks.hold_image(path, exclusive=False, what=what))
-                seen = self.host.seen(path)
-                if seen is not None and _directory.identify(f"/proc/self/fd/{fd}") != seen:
-                    raise Exchanged(f"Cannot {what}: {path!r} was exchanged meanwhile. Run again.")
-            yield fd
+    def _pinned_source(self, step: CopyImage) -> contextlib.AbstractContextManager[Source]:
+        """The image that the decision is about, kept from being changed or deleted while something is made from it."""
+        if step.method == "backup":  # the domain writes to it, and alone reads it
+            return contextlib.nullcontext(step.source)
+        return pin_source(self.host, step.source, hold=True, what=f"create volume {step.name!r} from {step.source.label}")
 
     def _create_without_file(self, step: Step) -> None:
         if isinstance(step, CreateBlank):
             _without_files.create_blank(self.host, step)
         elif isinstance(step, CopyImage):
-            what = f"create volume {step.name!r} from {step.source.label}"
-            with contextlib.nullcontext(None) if _is_out_of_hand(step) else self._held_source(step.source.path, what) as fd:
-                _without_files.copy(self.host, step, self.qemu_img, held_fd=fd)
+            with self._pinned_source(step) as source:
+                _without_files.copy(self.host, step, self.qemu_img, source=source)
         else:
             raise Unsupported(f"Pool {step.pool.name!r} (type {step.pool.type}) holds no image files.")
 
@@ -256,8 +248,3 @@ def _directory_of(step: Step) -> str:
     if step.pool.path is None:
         raise Unsupported(f"Pool {step.pool.name!r} has no directory.")
     return step.pool.path
-
-
-def _is_out_of_hand(step: CopyImage) -> bool:
-    """Whether a copy's source can't be held by us: a disk that its domain writes to, or an image in the network."""
-    return step.source.shared or step.method == "backup" or bool(step.source.pass_fds)

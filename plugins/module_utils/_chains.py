@@ -81,8 +81,27 @@ class ChainReader:
     def _look(self, path: str, known_raw: bool) -> _directory.FileFacts | None:
         key = (path, known_raw)
         if key not in self._seen:
-            self._seen[key] = None if _directory.is_pseudo(path) else _directory.look_at(path, known_raw=known_raw)
+            self._seen[key] = None if _directory.is_pseudo(path) else self._look_at(path, known_raw)
         return self._seen[key]
+
+    def _look_at(self, path: str, known_raw: bool) -> _directory.FileFacts | None:
+        return _directory.look_at(path, known_raw=known_raw)
+
+
+class OpenedChain(ChainReader):
+    """Walks one chain and keeps open what it looks at, so that a tool can be given just that: a descriptor for each layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fds: list[int] = []
+
+    def close(self) -> None:
+        """Let go of all layers."""
+        while self.fds:
+            os.close(self.fds.pop())
+
+    def _look_at(self, path: str, known_raw: bool) -> _directory.FileFacts | None:
+        return _directory.look_at(path, known_raw=known_raw, keep=self.fds)
 
 
 def may_hang_a_reader(directory: str, stored: str) -> str | None:

@@ -41,6 +41,7 @@ from ._plan_compress import (
     refuse_others,
     refuse_rewrite,
 )
+from ._pinned import pin_image
 from ._plan_image import empty_qcow2_bytes
 from ._plan_space import check_space
 from ._qemu_img import QemuImg
@@ -99,7 +100,7 @@ class CompressTask(NamedVolumes):
                     continue
                 work.append(step)
                 if step.compression:
-                    need = max(need, self._room_for_rewrite(image, held))
+                    need = max(need, self._room_for_rewrite(host, image, held))
                 if self._held is not None:
                     self._found[name] = held
                     self._held.push(passing.pop_all())
@@ -215,17 +216,21 @@ class CompressTask(NamedVolumes):
             with _staging.explained("read what a trim brings"):
                 return _clusters.read_zeroed(staged.fd, read_header(staged.fd), where=where)
 
-    def _room_for_rewrite(self, image: Image, held: _Held) -> int:
+    def _room_for_rewrite(self, host: Host, image: Image, held: _Held) -> int:
         """Bytes that the rewritten file can come to take."""
         if image.backing is None:
-            measured = self._qemu_img.measure(
-                source=image.path,
-                source_format="qcow2",
-                snapshot=None,
-                shared=False,
-                target_format="qcow2",
-                options=_features(image.header, None),
-            )
+            what = f"measure the {_where(image)}"
+            with pin_image(host, held.fd, image.path, image_format="qcow2", what=what) as pinned:
+                measured = self._qemu_img.measure(
+                    source=pinned.location,
+                    source_format="qcow2",
+                    snapshot=None,
+                    shared=False,
+                    target_format="qcow2",
+                    options=_features(image.header, None),
+                    pass_fds=pinned.pass_fds,
+                    label=f"the {_where(image)}",
+                )
             return measured.required
         # qemu-img would count the backing files too.
         size = image.header.cluster_size or 0
@@ -290,28 +295,50 @@ class CompressTask(NamedVolumes):
         header = held.header
         directory = os.path.dirname(step.path)
         backing = (header.backing_file, header.backing_format or "qcow2") if header.backing_file else None
-        # Relative names of backing files start at the image's directory, so the copy has to lie there by name.
-        with _staging.stage(directory, named=backing is not None) as staged:
+        options, label = _features(header, step.compression), f"volume {step.name!r} of pool {step.pool.name!r}"
+        with contextlib.ExitStack() as stack:
+            source = stack.enter_context(
+                pin_image(host, held.fd, step.path, image_format="qcow2", what=f"compress volume {step.name!r}")
+            )
+            staged = stack.enter_context(_staging.stage(directory))
+            target = source.under(staged.fd)
+            if backing is not None:
+                # qemu-img would open what the name in a new header leads to, were it to make the file itself.
+                self._qemu_img.create(
+                    path=staged.path,
+                    image_format="qcow2",
+                    capacity=header.capacity,
+                    options=options,
+                    backing=backing,
+                    pass_fds=(staged.fd,),
+                )
             self._qemu_img.convert(
-                source=step.path,
+                source=source.location,
                 source_format="qcow2",
                 snapshot=None,
                 shared=False,
-                target=staged.path,
+                target=target.location if backing is not None else staged.path,
                 target_format="qcow2",
-                options=_features(header, step.compression),
+                options={} if backing is not None else options,
                 # Compressed clusters begin anywhere, so that past the page cache each would be read before it is written.
                 direct=False,
+                into_existing=backing is not None,
                 compressed=True,
                 backing=backing,
-                pass_fds=(staged.fd,),
+                pass_fds=(*source.pass_fds, staged.fd),
+                label=label,
             )
             os.fsync(staged.fd)
             before, after = os.fstat(held.fd).st_blocks * 512, os.fstat(staged.fd).st_blocks * 512
             if before - after < step.min_reclaim:
                 return False
             self._qemu_img.compare(
-                first=step.path, first_format="qcow2", second=staged.path, second_format="qcow2", pass_fds=(staged.fd,)
+                first=source.location,
+                first_format="qcow2",
+                second=target.location,
+                second_format="qcow2",
+                pass_fds=(*source.pass_fds, staged.fd),
+                label=label,
             )
             self._claim(host, step, held)
             _staging.replace(staged, step.name, old_fd=held.fd)

@@ -14,7 +14,8 @@ import ctypes
 import fcntl
 import os
 
-from . import _directory, _live, _staging
+from . import _live, _staging
+from ._directory import opened
 from ._errors import ToolFailed, UnsafeImage
 from ._image_header import read_header
 from ._libvirt import Connection
@@ -42,8 +43,7 @@ def can_share_extents(path: str, directory: str) -> bool:
     """Whether a file's extents can be shared with a new file of a directory; tried on a file that never gets a name."""
     with contextlib.ExitStack() as stack:
         try:
-            source = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            stack.callback(os.close, source)
+            source = stack.enter_context(opened(path))
             target = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, target)
             length = min(_PROBE_BYTES, os.fstat(source).st_size)
@@ -55,13 +55,9 @@ def can_share_extents(path: str, directory: str) -> bool:
 
 
 def copy_image(
-    step: CopyImage, *, held_fd: int | None, staged: _staging.Staged, qemu_img: QemuImg, connection: Connection
+    step: CopyImage, *, staged: _staging.Staged, qemu_img: QemuImg, connection: Connection
 ) -> _live.Moment:
-    """Fill a staged file as the step says; returns what moment of the source it is.
-
-    ``held_fd``: the source as it was opened and looked at, so that nothing put in its place is read.
-    """
-    step = pin_source(step, held_fd)
+    """Fill a staged file as the step says; returns what moment of the source, which is pinned where it has files, it is."""
     more_fds = step.source.pass_fds
     moment = _live.Moment("offline")
     if step.method == "reflink":
@@ -79,24 +75,11 @@ def copy_image(
     return moment
 
 
-def pin_source(step: CopyImage, held_fd: int | None) -> CopyImage:
-    """The step with its source as it was opened and looked at, where tools inherit the descriptor."""
-    if held_fd is None:
-        return step
-    source = step.source._replace(pass_fds=(*step.source.pass_fds, held_fd))
-    if step.source.format == "raw" or read_header(held_fd).backing_file is None:
-        # Relative names of backing files start at the image's directory: then it has to be the path.
-        source = source._replace(path=f"/proc/self/fd/{held_fd}")
-    return step._replace(source=source)
-
-
 def _share_extents(step: CopyImage, staged: _staging.Staged) -> None:
+    if step.source.fd is None:
+        raise ToolFailed(f"The {step.source.label} is not open.")
     with _staging.explained(f"copy {step.source.label}"):
-        source = os.open(step.source.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            fcntl.ioctl(staged.fd, _FICLONE, source)
-        finally:
-            os.close(source)
+        fcntl.ioctl(staged.fd, _FICLONE, step.source.fd)
 
 
 def _convert(step: CopyImage, staged: _staging.Staged, qemu_img: QemuImg, more_fds: tuple[int, ...]) -> None:
@@ -140,10 +123,10 @@ def _capacity(step: CopyImage, staged: _staging.Staged) -> int:
 
 def _assert_snapshot_stands(step: CopyImage) -> None:
     """A snapshot that was deleted or replaced during the copy may have given its clusters to new data."""
-    if step.source.snapshot is None:
+    if step.source.snapshot is None or step.source.fd is None:
         return
-    facts = _directory.look_at(step.source.path)
-    entries = facts.header.snapshots if facts is not None and facts.header is not None else ()
+    with _staging.explained(f"copy {step.source.label}"):
+        entries = read_header(step.source.fd).snapshots
     if not any((entry.id, entry.name) == (step.source.snapshot, step.source.snapshot_name) for entry in entries):
         raise UnsafeImage(f"The {step.source.label} went away while it was copied, so the copy was dropped. Run again.")
 

@@ -15,6 +15,7 @@ import errno
 import os
 import resource
 import stat
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from ._image_header import ImageHeader, raw_header, read_header
@@ -81,16 +82,40 @@ def scan_directory(path: str) -> list[FileFacts]:
     return facts
 
 
-def look_at(path: str, *, known_raw: bool = False) -> FileFacts | None:
-    """Facts of one file; ``None`` when it isn't there (or is a link to nothing). Never raises for what it finds."""
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[int]:
+    """A file or block device open for reading; what else may lie there is looked at, but never opened. Raises OSError."""
+    fd = open_image(path)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def open_image(path: str) -> int:
+    """The descriptor of opened(), which is the caller's to close."""
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if _kind_of(os.fstat(place)) not in ("file", "block"):
+            raise OSError(errno.EINVAL, "it is neither a file nor a block device", path)
+        return os.open(f"/proc/self/fd/{place}", _OPEN_FLAGS)
+    finally:
+        os.close(place)
+
+
+def look_at(path: str, *, known_raw: bool = False, keep: list[int] | None = None) -> FileFacts | None:
+    """Facts of one file; ``None`` when it isn't there (or is a link to nothing). Never raises for what it finds.
+
+    ``keep`` gets the descriptor that the facts with a header are from; it is the caller's to close.
+    """
     for _again in range(_LOOKS):
-        facts = _look_once(path, known_raw=known_raw)
+        facts = _look_once(path, known_raw=known_raw, keep=keep)
         if facts is None or facts.trouble != _EXCHANGED:
             break
     return facts
 
 
-def _look_once(path: str, *, known_raw: bool) -> FileFacts | None:
+def _look_once(path: str, *, known_raw: bool, keep: list[int] | None) -> FileFacts | None:
     try:
         here = os.lstat(path)
         is_link = stat.S_ISLNK(here.st_mode)
@@ -123,7 +148,10 @@ def _look_once(path: str, *, known_raw: bool) -> FileFacts | None:
             except OSError as error:
                 trouble = f"cannot be read: {error.strerror}"
             finally:
-                os.close(fd)
+                if keep is not None and header is not None:
+                    keep.append(fd)
+                else:
+                    os.close(fd)
     return FileFacts(
         name=os.path.basename(path),
         path=path,

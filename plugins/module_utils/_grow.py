@@ -18,6 +18,7 @@ from ._image_header import read_header
 from ._inventory import Host
 from ._libvirt import Connection
 from ._model import Ident
+from ._pinned import pin_image
 from ._qemu_img import QemuImg
 from ._steps import Grow
 
@@ -45,7 +46,7 @@ def grow(host: Host, qemu_img: QemuImg, step: Grow) -> None:
         if step.online:
             _grow_online(connection, pinned)
         else:
-            _grow_file(connection, qemu_img, pinned, fd, step.path)
+            _grow_file(host, qemu_img, pinned, fd, step.path)
         _assert_grown(connection, pinned)
 
 
@@ -53,7 +54,7 @@ def grow(host: Host, qemu_img: QemuImg, step: Grow) -> None:
 def _pinned(step: Grow, seen: Ident | None) -> Iterator[tuple[Grow, int]]:
     """The step with a path that leads to the opened file, whatever happens to its name; and the descriptor."""
     with _staging.explained(f"grow volume {step.name!r} of pool {step.pool.name!r}"):
-        fd = os.open(step.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = _directory.open_image(step.path)
     try:
         pinned = step._replace(path=f"/proc/self/fd/{fd}")
         if seen is not None and _directory.identify(pinned.path) != seen:
@@ -63,28 +64,27 @@ def _pinned(step: Grow, seen: Ident | None) -> Iterator[tuple[Grow, int]]:
         os.close(fd)
 
 
-def _grow_file(connection: Connection, qemu_img: QemuImg, step: Grow, fd: int, path: str) -> None:
+def _grow_file(host: Host, qemu_img: QemuImg, step: Grow, fd: int, path: str) -> None:
     if step.format == "raw":
         _grow_raw_file(step, path)
         return
-    _assert_grows(connection, step)
-    if read_header(fd).backing_file is not None:
-        step = step._replace(path=path)  # relative names of backing files start at the image's directory
-    for last in (False, False, True):
-        try:
-            qemu_img.resize(
-                path=step.path,
-                image_format=step.format,
-                capacity=step.capacity,
-                preallocation=step.preallocation,
-                pass_fds=(fd,),
-                label=f"volume {step.name!r}",
-            )
-            break
-        except ToolFailed as error:
-            if last or step.preallocation == "off" or "rc" in error.facts:  # an exit code: it wasn't a crash
-                raise
-            _step_over_remains(step, path)
+    _assert_grows(host.connection, step)
+    with pin_image(host, fd, path, image_format=step.format, what=f"grow volume {step.name!r}") as image:
+        for last in (False, False, True):
+            try:
+                qemu_img.resize(
+                    path=image.location,
+                    image_format=step.format,
+                    capacity=step.capacity,
+                    preallocation=step.preallocation,
+                    pass_fds=image.pass_fds,
+                    label=f"volume {step.name!r}",
+                )
+                break
+            except ToolFailed as error:
+                if last or step.preallocation == "off" or "rc" in error.facts:  # an exit code: it wasn't a crash
+                    raise
+                _step_over_remains(step, path)
     _sync(step)
 
 

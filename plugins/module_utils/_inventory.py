@@ -386,6 +386,10 @@ class Host:
             image = images.get(image.parent[1]) if same else None
         return tuple(layers)
 
+    def chain_below(self, path: str, header: ImageHeader, ident: Ident) -> _chains.Chain:
+        """The chain below an image as the decision saw it."""
+        return self._reader.below(path, header, ident)
+
     # -- uses --------------------------------------------------------------------------------------
 
     def domains(self) -> _domains.DomainMap:

@@ -26,6 +26,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from ._directory import open_image
 from ._errors import Locked, VolumeInUse
 from ._model import Ident
 from ._os_errors import explained
@@ -135,7 +136,7 @@ def _offset_of(place: Ident, name: str) -> int:
 def image_users(path: str) -> str | None:
     """Who has an image open, by its locks: ``writing``, ``reading`` or ``None``; takes no lock itself."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = open_image(path)
     except OSError:
         return None
     try:
@@ -156,7 +157,7 @@ def hold_image(path: str, *, exclusive: bool, what: str, shown: str | None = Non
     reading alone: QEMU can't open it for writing meanwhile. ``shown`` is its path for people. Raises VolumeInUse when
     somebody is in the way, OSError when the image can't be opened.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    fd = open_image(path)
     try:
         used = _ALL if exclusive else (READ,)
         denied = _ALL if exclusive else (WRITE, RESIZE)

@@ -13,12 +13,14 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ._errors import InsufficientSpace, ToolFailed, ToolMissing, VolumeInUse
 
@@ -28,6 +30,8 @@ HEADER_MEMORY_BYTES = 1 << 30
 # Each thread's own arena reserves 64 MiB of address space, which would count as memory under the limit.
 _FRUGAL = {"MALLOC_ARENA_MAX": "1"}
 _PR_SET_PDEATHSIG = 1
+# Our way to say an image with its chain is no help to people; QEMU's messages quote it.
+_CHAIN = re.compile(r"'?json:\{.*\}'?")
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"])
 
 
@@ -83,6 +87,31 @@ class Measure(NamedTuple):
     fully_allocated: int
 
 
+class OpenLayer(NamedTuple):
+    """One image of a chain, open as ``fd``."""
+
+    fd: int
+    format: str
+
+
+def locate_layers(layers: Sequence[OpenLayer]) -> str:
+    """What stands for an image whose chain is open, from itself down to its base: no name in a header is followed.
+
+    QEMU opens the descriptors that it inherits once more, so that its image locks work as ever.
+    """
+    top = layers[0]
+    if top.format == "raw":
+        return f"/proc/self/fd/{top.fd}"
+    node: dict[str, Any] | None = None
+    for layer in reversed(layers):
+        driver = "host_device" if stat.S_ISBLK(os.fstat(layer.fd).st_mode) else "file"
+        upper: dict[str, Any] = {"driver": layer.format, "file": {"driver": driver, "filename": f"/proc/self/fd/{layer.fd}"}}
+        if layer.format != "raw":
+            upper["backing"] = node
+        node = upper
+    return f"json:{json.dumps(node, separators=(',', ':'))}"
+
+
 class QemuImg:
     """qemu-img of this host; the runner is a parameter so that faults can be played to it."""
 
@@ -100,10 +129,10 @@ class QemuImg:
         backing: tuple[str, str] | None = None,
         pass_fds: Sequence[int] = (),
     ) -> None:
-        """Write an empty image of ``capacity`` bytes, with ``backing`` = (path, format) as an overlay of it."""
+        """Write an empty image of ``capacity`` bytes, with ``backing`` = (path, format) as an overlay of it, which isn't opened."""
         argv = ["create", "-q", "-f", image_format, *_options(options)]
         if backing is not None:
-            argv += ["-b", backing[0], "-F", backing[1]]
+            argv += ["-u", "-b", backing[0], "-F", backing[1]]
         self._run([*argv, "--", path, str(capacity)], what=f"create a {image_format} image", pass_fds=pass_fds)
 
     def convert(
@@ -126,7 +155,8 @@ class QemuImg:
     ) -> None:
         """Copy what a guest would see of ``source``, or of its internal snapshot with this id, flattened.
 
-        With ``backing`` = (path, format), which is what ``source`` has too, only what lies above it is copied.
+        With ``backing`` = (path, format), which is what ``source`` and the existing target have too, only what lies above it
+        is copied; qemu-img takes that as a remark, and opens it through the target alone.
 
         ``shared`` reads an image that a QEMU has open for writing: right for a frozen internal snapshot alone.
         ``label`` is the source's name for people. ``direct`` writes past the page cache (-t none); otherwise through it. The caller syncs.
@@ -156,22 +186,23 @@ class QemuImg:
         target_format: str,
         options: Mapping[str, str],
         pass_fds: Sequence[int] = (),
+        label: str | None = None,
+        limited: bool = True,
     ) -> Measure:
         """How much room a copy of ``source`` in ``target_format`` takes."""
         argv = ["measure", "--output=json", "-f", source_format, "-O", target_format, *_options(options)]
         argv += _snapshot_option(snapshot)
         if shared:
             argv.append("-U")
-        return self._measure([*argv, "--", source], f"measure {source!r}", pass_fds)
+        return self._measure([*argv, "--", source], f"measure {label or repr(source)}", pass_fds, limited)
 
     def measure_empty(self, *, capacity: int, image_format: str, options: Mapping[str, str]) -> Measure:
         """How much room an image of ``capacity`` bytes takes with all its metadata, and full."""
         argv = ["measure", "--output=json", "-O", image_format, *_options(options), "--size", str(capacity)]
         return self._measure(argv, "measure an empty image")
 
-    def _measure(self, argv: list[str], what: str, pass_fds: Sequence[int] = ()) -> Measure:
-        # Ceph's client has more threads and buffers than the limit for a header of a file leaves room for.
-        answer = json.loads(self._run(argv, what=what, pass_fds=pass_fds, limited=not pass_fds))
+    def _measure(self, argv: list[str], what: str, pass_fds: Sequence[int] = (), limited: bool = True) -> Measure:
+        answer = json.loads(self._run(argv, what=what, pass_fds=pass_fds, limited=limited))
         return Measure(required=int(answer["required"]), fully_allocated=int(answer["fully-allocated"]))
 
     def resize(
@@ -254,6 +285,7 @@ def _snapshot_option(snapshot: str | None) -> list[str]:
 
 def _failure(what: str, done: Completed) -> InsufficientSpace | VolumeInUse | ToolFailed:
     said = done.stderr.strip() or done.stdout.strip()
+    said = _CHAIN.sub("the image", said)
     last = said.splitlines()[-1][:500] if said else "no message"
     if "No space left on device" in said or "Disk quota exceeded" in said:
         return InsufficientSpace(f"Cannot {what}: the storage is full (qemu-img: {last}). Free space and run again.")

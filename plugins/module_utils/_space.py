@@ -12,6 +12,7 @@ from ._directory import can_hold
 from ._errors import InvalidSize
 from ._inventory import Host
 from ._model import Pool
+from ._pinned import pin_source
 from ._plan_image import empty_qcow2_bytes
 from ._plan_space import check_space
 from ._qemu_img import Measure, QemuImg
@@ -33,7 +34,7 @@ class SpaceCheck:
             return ()
         required = promised = 0
         for step in steps:
-            now, later = self._needs(step)
+            now, later = self._needs(host, step)
             required += now
             promised += max(now, later)
         warnings = check_space(
@@ -47,7 +48,7 @@ class SpaceCheck:
         _assert_files_can_be_so_large(pool, steps)
         return warnings
 
-    def _needs(self, step: Step) -> tuple[int, int]:
+    def _needs(self, host: Host, step: Step) -> tuple[int, int]:
         """Bytes that a step writes or reserves itself, and bytes that its volume can come to take."""
         if isinstance(step, Delete):
             return 0, 0
@@ -66,13 +67,13 @@ class SpaceCheck:
             return 0, step.capacity  # the data is there already
         if isinstance(step, CopyImage) and step.method == "backup" and step.format == "raw":
             return step.source.capacity, step.capacity  # the job writes it whole; zeros are given back at the end
-        measured = self._measure(step)
+        measured = self._measure(host, step)
         now = measured.fully_allocated if step.preallocation in ("falloc", "full") else measured.required
         if step.format == "raw":
             now = min(now, step.capacity)
         return now, max(now, step.capacity)
 
-    def _measure(self, step: CreateBlank | CopyImage) -> Measure:
+    def _measure(self, host: Host, step: CreateBlank | CopyImage) -> Measure:
         options = {"cluster_size": str(step.cluster_size)} if step.cluster_size is not None else {}
         if isinstance(step, CopyImage):
             options.update((key, value) for key, value in step.features if key == "extended_l2")
@@ -88,15 +89,19 @@ class SpaceCheck:
             options = {}
         key = (source.path, source.snapshot, step.format, step.cluster_size)
         if key not in self._measured:
-            self._measured[key] = self._qemu_img.measure(
-                source=source.path,
-                source_format=source.format,
-                snapshot=source.snapshot,
-                shared=source.shared,
-                target_format="qcow2",
-                options=options,
-                pass_fds=source.pass_fds,
-            )
+            with pin_source(host, source, hold=False, what=f"measure {source.label}") as pinned:
+                self._measured[key] = self._qemu_img.measure(
+                    source=pinned.path,
+                    source_format=pinned.format,
+                    snapshot=pinned.snapshot,
+                    shared=pinned.shared,
+                    target_format="qcow2",
+                    options=options,
+                    pass_fds=pinned.pass_fds,
+                    label=pinned.label,
+                    # Ceph's client has more threads and buffers than the limit for a header of a file leaves room for.
+                    limited=pinned.fd is not None,
+                )
         return self._measured[key]
 
 

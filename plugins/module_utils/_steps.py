@@ -79,7 +79,8 @@ class Source(NamedTuple):
     check: bool = False  # look whether the copy is sound before it is published
     cluster_size: int | None = None  # of a qcow2 image
     features: tuple[tuple[str, str], ...] = ()  # qcow2 creation options that a clone of it keeps
-    pass_fds: tuple[int, ...] = ()  # descriptors that a tool inherits to reach an image in the network
+    pass_fds: tuple[int, ...] = ()  # descriptors that a tool inherits to reach the image
+    fd: int | None = None  # of them, the image itself, once it is open
 
 
 class CreateBlank(NamedTuple):

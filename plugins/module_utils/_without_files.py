@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from . import _locks, _pool_tools, _xml
-from ._copy import pin_source
 from ._errors import LibvirtError, Locked, StorageError, Unsupported, VolumeInUse
 from ._inventory import Host
 from ._model import Pool
@@ -26,7 +25,7 @@ from ._names import STAGING_PREFIX
 from ._os_errors import explained
 from ._plan_delete import refuse_harm
 from ._qemu_img import QemuImg
-from ._steps import CopyImage, CreateBlank, Delete
+from ._steps import CopyImage, CreateBlank, Delete, Source
 
 _PARTIAL = STAGING_PREFIX + "partial-"
 _DOOMED = STAGING_PREFIX + "doomed-"
@@ -45,9 +44,8 @@ def create_blank(host: Host, step: CreateBlank) -> None:
     host.connection.create_volume(step.pool, _document(step.name, step))
 
 
-def copy(host: Host, step: CopyImage, qemu_img: QemuImg, *, held_fd: int | None) -> None:
-    """Make a volume with the content of an image; it gets its name when it is complete."""
-    source = pin_source(step, held_fd).source
+def copy(host: Host, step: CopyImage, qemu_img: QemuImg, *, source: Source) -> None:
+    """Make a volume with the content of an image, the step's source as it is pinned; it gets its name when it is complete."""
     with _hidden(host, step) as made:
         fds = (*source.pass_fds, *made.pass_fds)
         qemu_img.convert(

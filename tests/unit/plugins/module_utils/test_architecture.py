@@ -36,7 +36,7 @@ LAYERS = {
         "_xml _libvirt _directory _locks _staging _chains _domains _qemu_img _libguestfs _pool_tools _rbd _clusters _holes"
     ),
     "sight": "_inventory",
-    "deeds": "_sources _space _live _copy _grow _without_files _apply",
+    "deeds": "_sources _pinned _space _live _copy _grow _without_files _apply",
     "use cases": (
         "_named_volumes _ensure_volume _resize_volume _clone_volume _compress_volume _find_volumes"
     ),

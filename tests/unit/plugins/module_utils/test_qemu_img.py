@@ -82,7 +82,7 @@ RESIZE: dict[str, Any] = {"path": "/pool/-web", "image_format": "raw", "capacity
         (
             "create",
             {**CREATE, "options": {"data_file": "a,b", "x": ",,"}, "backing": ("/pool/-a,b", "raw")},
-            ["create", "-q", "-f", "qcow2", "-o", "data_file=a,,b,x=,,,,", "-b", "/pool/-a,b", "-F", "raw", "--",
+            ["create", "-q", "-f", "qcow2", "-o", "data_file=a,,b,x=,,,,", "-u", "-b", "/pool/-a,b", "-F", "raw", "--",
              "/pool/-web", "1048576"],
             (),
             False,

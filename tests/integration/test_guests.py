@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 
 import libvirt
 import libvirt_qemu
@@ -17,7 +18,7 @@ import pytest
 from support.guests import Guest
 from support.hypervisors import Pool, disk
 from support.images import MIB, blank, make, sh, wait_until, write
-from support.jobs import has_no_job, hold_job_of, set_speed
+from support.jobs import has_no_job, hold_job_of, jobs, set_speed
 from support.runs import finish_module, run_module, start_module
 
 RECORDS = 16000
@@ -132,13 +133,18 @@ def test_copy_is_one_moment(hypervisor, guest, busy):
         guest.wait_for_more("sector", 5)
         before = guest.last("sector")
         process = start_module("volume_clone", params)
-        if hold_job_of(process, guest.virt, speed=MIB):
-            break
+        if hold_job_of(process, guest.virt, speed=MIB, large=False):
+            os.kill(process.pid, signal.SIGSTOP)  # it would let go of the job once the guest is thawed
+            time.sleep(0.2)
+            if any(job["status"] == "running" for job in jobs(guest.virt)):
+                break
+            os.kill(process.pid, signal.SIGCONT)
         assert finish_module(process).get("changed")
         (busy / "copy").unlink()
     else:
         raise AssertionError("the job was never met in its middle")
     guest.wait_for_more("sector", 30)
+    os.kill(process.pid, signal.SIGCONT)
     set_speed(guest.virt, 0)
     result = finish_module(process)
     assert result.get("changed"), result

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from ._errors import InsufficientSpace, ToolFailed, ToolMissing, VolumeInUse
+from ._os_errors import tells_of_no_room
 from ._qemu_img import SEARCH_PATH, Completed, start_tool
 
 #: How long the virtual machine may take to come up, and then once more without KVM, in seconds.
@@ -126,7 +127,7 @@ def _failure(what: str, done: Completed) -> InsufficientSpace | VolumeInUse | To
     said = done.stderr.strip() or done.stdout.strip()
     lines = [line for line in said.splitlines() if not line.startswith(_TRACE)] or ["no message"]
     telling = next((line for line in lines if "error:" in line), lines[-1])[:500]
-    if "No space left on device" in said:
+    if tells_of_no_room(said):
         return InsufficientSpace(
             f"Cannot {what}: the storage is full (virt-sparsify: {telling}). Free space and run again."
         )

@@ -21,6 +21,7 @@ from . import _holes, _libvirt, _staging, _xml
 from ._errors import InsufficientSpace, Locked, StorageError, ToolFailed
 from ._libvirt import Connection
 from ._model import Attachment
+from ._os_errors import tells_of_no_room
 from ._plan_image import qcow2_options
 from ._qemu_img import QemuImg
 from ._staging import Staged
@@ -169,10 +170,10 @@ def _wait_for_end(connection: Connection, live: Attachment) -> None:
         outcome = connection.finished_backup(live.domain_uuid)
         if outcome == "":
             return
-        if outcome is not None and "No space left" in outcome:
+        if outcome is not None and tells_of_no_room(outcome):
             raise InsufficientSpace(
-                f"The pool filled up while the backup job of domain {live.domain!r} wrote the copy, which was dropped. Free "
-                "space and run again."
+                f"The pool filled up while the backup job of domain {live.domain!r} wrote the copy, which was dropped ({outcome}). "
+                "Free space and run again."
             )
         if outcome is not None:
             raise ToolFailed(f"The backup job of domain {live.domain!r} failed: {outcome}. The copy was dropped.")

@@ -14,6 +14,12 @@ from typing import Any
 from ._errors import InsufficientSpace, InvalidSize, Locked, ToolFailed, Unsupported
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_ROOM_IN_WORDS = ("No space left on device", "Disk quota exceeded")
+
+
+def tells_of_no_room(said: str) -> bool:
+    """Whether a tool that speaks the C locale failed for want of room in a file system or a quota."""
+    return any(words in said for words in _NO_ROOM_IN_WORDS)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from . import _chains, _directory, _locks, _staging
 from ._errors import Exchanged, UnsafeImage
 from ._image_header import read_header
 from ._inventory import Host
+from ._landlock import Handed
 from ._qemu_img import OpenLayer, locate_layers
 from ._steps import Source
 
@@ -26,7 +27,7 @@ from ._steps import Source
 class Pinned(NamedTuple):
     """Where qemu-img finds an image, the descriptors that it must inherit for that, and the layers below."""
 
-    location: str
+    location: Handed
     pass_fds: tuple[int, ...]
     below: tuple[OpenLayer, ...] = ()
 

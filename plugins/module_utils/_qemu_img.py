@@ -22,7 +22,10 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from . import _landlock
 from ._errors import InsufficientSpace, ToolFailed, ToolMissing, VolumeInUse
+from ._landlock import Handed
+from ._os_errors import tells_of_no_room
 
 #: Limits of runs that read headers only (an image's header is written by whoever owns the guest).
 HEADER_CPU_SECONDS = 30
@@ -54,7 +57,7 @@ def run_tool(argv: Sequence[str], pass_fds: Sequence[int], limited: bool) -> Com
 
 
 def start_tool(argv: Sequence[str], pass_fds: Sequence[int], limited: bool) -> subprocess.Popen[str]:
-    """Start a tool that is killed when we are."""
+    """Start a tool that is killed when we are; with an Only as descriptors it can open nothing else, where the kernel can do that."""
     parent = os.getpid()
     libc = ctypes.CDLL(None, use_errno=True)
 
@@ -65,19 +68,21 @@ def start_tool(argv: Sequence[str], pass_fds: Sequence[int], limited: bool) -> s
         if limited:
             resource.setrlimit(resource.RLIMIT_CPU, (HEADER_CPU_SECONDS, HEADER_CPU_SECONDS))
             resource.setrlimit(resource.RLIMIT_AS, (HEADER_MEMORY_BYTES, HEADER_MEMORY_BYTES))
+        confine()
 
-    # AnsibleModule.run_command knows neither limits nor a parent that was killed, and belongs to the runner alone.
-    return subprocess.Popen(  # pylint: disable=ansible-bad-function,consider-using-with
-        list(argv),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        pass_fds=tuple(pass_fds),
-        env={**os.environ, "LC_ALL": "C", "LANGUAGE": "C", **(_FRUGAL if limited else {})},
-        preexec_fn=prepare,
-        encoding="utf-8",
-        errors="replace",
-    )
+    with _landlock.confinement(argv[0], pass_fds) as confine:
+        # AnsibleModule.run_command knows neither limits nor a parent that was killed, and belongs to the runner alone.
+        return subprocess.Popen(  # pylint: disable=ansible-bad-function,consider-using-with
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=tuple(pass_fds),
+            env={**os.environ, "LC_ALL": "C", "LANGUAGE": "C", **(_FRUGAL if limited else {})},
+            preexec_fn=prepare,
+            encoding="utf-8",
+            errors="replace",
+        )
 
 
 class Measure(NamedTuple):
@@ -94,14 +99,14 @@ class OpenLayer(NamedTuple):
     format: str
 
 
-def locate_layers(layers: Sequence[OpenLayer]) -> str:
+def locate_layers(layers: Sequence[OpenLayer]) -> Handed:
     """What stands for an image whose chain is open, from itself down to its base: no name in a header is followed.
 
     QEMU opens the descriptors that it inherits once more, so that its image locks work as ever.
     """
     top = layers[0]
     if top.format == "raw":
-        return f"/proc/self/fd/{top.fd}"
+        return Handed(top.fd)
     node: dict[str, Any] | None = None
     for layer in reversed(layers):
         driver = "host_device" if stat.S_ISBLK(os.fstat(layer.fd).st_mode) else "file"
@@ -109,7 +114,7 @@ def locate_layers(layers: Sequence[OpenLayer]) -> str:
         if layer.format != "raw":
             upper["backing"] = node
         node = upper
-    return f"json:{json.dumps(node, separators=(',', ':'))}"
+    return Handed(top.fd, f"json:{json.dumps(node, separators=(',', ':'))}")
 
 
 class QemuImg:
@@ -133,7 +138,8 @@ class QemuImg:
         argv = ["create", "-q", "-f", image_format, *_options(options)]
         if backing is not None:
             argv += ["-u", "-b", backing[0], "-F", backing[1]]
-        self._run([*argv, "--", path, str(capacity)], what=f"create a {image_format} image", pass_fds=pass_fds)
+        fds = _fds(pass_fds, writes=path)
+        self._run([*argv, "--", path, str(capacity)], what=f"create a {image_format} image", pass_fds=fds)
 
     def convert(
         self,
@@ -174,7 +180,8 @@ class QemuImg:
             argv.append("-c")
         if backing is not None:
             argv += ["-B", backing[0], "-F", backing[1]]
-        self._run([*argv, "--", source, target], what=f"copy {label or repr(source)}", pass_fds=pass_fds)
+        fds = _fds(pass_fds, source, writes=target)
+        self._run([*argv, "--", source, target], what=f"copy {label or repr(source)}", pass_fds=fds)
 
     def measure(
         self,
@@ -194,7 +201,7 @@ class QemuImg:
         argv += _snapshot_option(snapshot)
         if shared:
             argv.append("-U")
-        return self._measure([*argv, "--", source], f"measure {label or repr(source)}", pass_fds, limited)
+        return self._measure([*argv, "--", source], f"measure {label or repr(source)}", _fds(pass_fds, source), limited)
 
     def measure_empty(self, *, capacity: int, image_format: str, options: Mapping[str, str]) -> Measure:
         """How much room an image of ``capacity`` bytes takes with all its metadata, and full."""
@@ -222,7 +229,8 @@ class QemuImg:
             argv.append(f"--preallocation={preallocation}")
         if shrink:
             argv.append("--shrink")
-        self._run([*argv, "--", path, str(capacity)], what=f"resize {label or repr(path)}", pass_fds=pass_fds)
+        fds = _fds(pass_fds, writes=path)
+        self._run([*argv, "--", path, str(capacity)], what=f"resize {label or repr(path)}", pass_fds=fds)
 
     def compare(
         self,
@@ -236,7 +244,7 @@ class QemuImg:
     ) -> None:
         """Make sure that a guest would see the same in both; the longer one has to end in zeros."""
         argv = ["compare", "-q", "-f", first_format, "-F", second_format, "--", first, second]
-        done = self._runner([self._find(), *argv], pass_fds, False)
+        done = self._runner([self._find(), *argv], _fds(pass_fds, first, second), False)
         if done.returncode == 1:
             raise ToolFailed(f"The copy of {label or repr(first)} differs from it, so it was dropped. Check the storage, then run again.")
         if done.returncode != 0:
@@ -245,7 +253,7 @@ class QemuImg:
     def check(self, *, path: str, image_format: str, pass_fds: Sequence[int] = ()) -> bool:
         """Check an image's structure; returns whether it is free of leaked clusters, which waste space but harm nothing."""
         argv = ["check", "-q", "-f", image_format, "--", path]
-        done = self._runner([self._find(), *argv], pass_fds, False)
+        done = self._runner([self._find(), *argv], _fds(pass_fds, path), False)
         if done.returncode not in (0, 3):
             raise _failure(f"find image {path!r} sound", done)
         return done.returncode == 0
@@ -270,6 +278,14 @@ class QemuImg:
         return self._program
 
 
+def _fds(pass_fds: Sequence[int], *reads: str, writes: str | None = None) -> Sequence[int]:
+    """The descriptors; as all that may be opened, where every image is one of them and none a name."""
+    images = [*reads, *([] if writes is None else [writes])]
+    if not all(isinstance(image, Handed) and image.fd in pass_fds for image in images):
+        return pass_fds
+    return _landlock.Only(pass_fds, [writes.fd] if isinstance(writes, Handed) else [])
+
+
 def _options(options: Mapping[str, str]) -> list[str]:
     """``-o`` with values in which a comma stands doubled, as QEMU's option parser wants it."""
     if not options:
@@ -287,7 +303,7 @@ def _failure(what: str, done: Completed) -> InsufficientSpace | VolumeInUse | To
     said = done.stderr.strip() or done.stdout.strip()
     said = _CHAIN.sub("the image", said)
     last = said.splitlines()[-1][:500] if said else "no message"
-    if "No space left on device" in said or "Disk quota exceeded" in said:
+    if tells_of_no_room(said):
         return InsufficientSpace(f"Cannot {what}: the storage is full (qemu-img: {last}). Free space and run again.")
     if "Failed to get" in said and "lock" in said:
         return VolumeInUse(f"Cannot {what}: another process has the image open (qemu-img: {last}).")

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from . import _directory, _locks, _os_errors
 from ._errors import Exchanged, VolumeMismatch
+from ._landlock import Handed
 from ._names import STAGING_PREFIX
 
 _PARTIAL = STAGING_PREFIX + "partial-"
@@ -46,7 +47,7 @@ class Staged:
     """A file in the making: ``path`` is for tools that get ``fd`` passed on, or that find the hidden name."""
 
     fd: int
-    path: str
+    path: Handed
     directory: str
     hidden_name: str | None
 
@@ -290,7 +291,7 @@ def _open_nameless(directory: str) -> Staged | None:
         if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             return None
         raise
-    return Staged(fd=fd, path=f"/proc/self/fd/{fd}", directory=directory, hidden_name=None)
+    return Staged(fd=fd, path=Handed(fd), directory=directory, hidden_name=None)
 
 
 def _open_hidden(directory: str) -> Staged:
@@ -300,7 +301,7 @@ def _open_hidden(directory: str) -> Staged:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         # A sweeper may have met the file before it was claimed: then it is gone, and we take another.
         if _claim(fd) and os.fstat(fd).st_nlink == 1:
-            return Staged(fd=fd, path=path, directory=directory, hidden_name=name)
+            return Staged(fd=fd, path=Handed(fd, path), directory=directory, hidden_name=name)
         os.close(fd)
 
 

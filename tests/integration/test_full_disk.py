@@ -136,6 +136,64 @@ def test_volumes_may_not_become_so_large(hypervisor, pool, masters, name):
     kind.assert_done(pool.path)
 
 
+@pytest.fixture(scope="module")
+def metered(place):
+    """A pool whose file system is large, and may be used up to a quota alone."""
+    image, mount = place / "metered.img", place / "metered"
+    with image.open("wb") as file:
+        file.truncate(1024 * MIB)
+    mount.mkdir()
+    sh("mkfs.btrfs", "-q", image)
+    sh("mount", "-o", "loop", image, mount)
+    sh("btrfs", "quota", "enable", mount)
+    sh("btrfs", "subvolume", "create", mount / "pool")
+    own = Hypervisor(place / "sparing")
+    yield Pool(own, "metered", mount / "pool")
+    own.stop()
+    sh("umount", mount)
+    image.unlink()
+
+
+def set_quota(directory, more):
+    """Let the directory take so many bytes more than it does, or with ``None`` as many as it likes."""
+    told = sh("btrfs", "qgroup", "show", "--raw", "--sync", "-f", directory).splitlines()
+    taken = next(int(line.split()[1]) for line in told if line.startswith("0/"))
+    limit = "none" if more is None else str(taken + more)
+    sh("btrfs", "qgroup", "limit", limit, directory)
+
+
+#: What shares data with its source, which a quota doesn't count twice, or writes little.
+WITHIN_QUOTA = ("create full", "clone offline", "compress in place", "delete with wipe")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_quota(metered, masters, name):
+    """The file system has room, but not for this pool: nothing tells so before it is written."""
+    kind = KINDS[name]
+    set_quota(metered.path, None)
+    kind.lay_out(masters, metered.path)
+    metered.refresh()
+    params = {"uri": metered.hypervisor.uri, "pool": metered.name, **kind.wish}
+    running = None
+    if kind.runs:
+        running = metered.hypervisor.conn.createXML(domain_xml(f"metered-{name}", disk(metered / "a", kind.before["a"].format)))
+    try:
+        set_quota(metered.path, 4 * MIB)
+        result = run_module(kind.module, params)
+        if name not in WITHIN_QUOTA:
+            assert result.get("reason") == "insufficient_space" and not result.get("changed"), result
+            wait_until(lambda: at_work_in(metered.path) == [])
+            assert sorted(os.listdir(metered.path)) == sorted([*kind.before, "bystander"])
+            kind.assert_nothing_lost(metered.path)
+            set_quota(metered.path, None)
+            result = run_module(kind.module, params)
+        assert not result.get("failed"), result
+        kind.assert_done(metered.path)
+    finally:
+        if running is not None:
+            running.destroy()
+
+
 def test_delete_frees_a_full_pool(full, masters):
     kind = KINDS["delete with wipe"]
     kind.lay_out(masters, full.path)

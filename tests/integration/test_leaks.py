@@ -44,6 +44,10 @@ def started_with(mark):
     return found
 
 
+def loop_devices():
+    return {path.name for path in Path("/sys/block").glob("loop*") if (path / "loop" / "backing_file").exists()}
+
+
 def open_files(pid):
     return len(os.listdir(f"/proc/{pid}/fd"))
 
@@ -55,6 +59,7 @@ def test_two_hundred_operations(hypervisor, pool, domain, place):
     daemon = int((hypervisor.root / "libvirtd.pid").read_text())
     temporary = place / "temporary"
     temporary.mkdir()
+    loops = loop_devices()
     with server("same", environment(TMPDIR=str(temporary))) as modules:
         seen = []
         for number in range(14):
@@ -71,4 +76,5 @@ def test_two_hundred_operations(hypervisor, pool, domain, place):
     assert len(last[0]) == len(first[0]), (first[0], last[0])
     assert last[1] == first[1] == 1
     assert not last[2]
+    assert loop_devices() == loops
     assert last[3] <= first[3] + 2, "the daemon still has connections or files of ours open"

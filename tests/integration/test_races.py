@@ -12,13 +12,14 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import libvirt
 import pytest
 from conftest import at_work_in
-from support.faults import CONTENT, FULL, KINDS, state_of
-from support.hypervisors import disk, domain_xml
-from support.images import MIB, blank, content, make, sh, sha, wait_until
+from support.faults import CONTENT, FULL, KINDS, ON_ITS_OWN, state_of
+from support.hypervisors import disk, domain_xml, guest_writes
+from support.images import MIB, blank, content, is_locked, make, overlay, sh, sha, wait_until
 from support.images import info as image_info
 from support.runs import finish_module, run_module, start_module
 
@@ -78,6 +79,26 @@ def test_copies_of_what_is_being_changed(at_once, pool, masters, how):
         assert "d" not in made, "its base is gone"
 
 
+@pytest.mark.parametrize("fmt", ["qcow2", "raw"])
+@pytest.mark.parametrize("present", [False, True], ids=["from absent", "from present"])
+def test_creates_against_deletes(at_once, pool, present, fmt):
+    """In whatever order they come: what they say they did adds up to what is there in the end."""
+    for first in (0, 1):
+        works = [("volume", {"name": "a", "size": 4 * MIB, "format": fmt}), ("volume", {"name": "a", "state": "absent"})]
+        if present and not (pool / "a").exists():
+            blank(pool / "a", 4 * MIB, fmt)
+        if not present:
+            (pool / "a").unlink(missing_ok=True)
+        results = at_once(*(works if first == 0 else works[::-1]) * 4)
+        assert {result.get("reason") for result in results} <= {None, "locked", "volume_in_use"}, results
+        made = sum(bool(result.get("changed")) for result in results[first::2])
+        gone = sum(bool(result.get("changed")) for result in results[1 - first :: 2])
+        assert made - gone == (pool / "a").exists() - present, results
+        assert os.listdir(pool.path) == ["a"][: (pool / "a").exists()]
+        if (pool / "a").exists():
+            assert content(pool / "a", fmt) == bytes(4 * MIB)
+
+
 def test_two_kinds_of_compression(at_once, pool, masters):
     KINDS["compress rewrite"].lay_out(masters, pool.path)
     work = [("volume_compress", {"name": "a", "method": "zeros", "compression": how}) for how in ("none", "zlib", "zstd", "none")]
@@ -98,32 +119,126 @@ def test_all_sorts(at_once, pool, masters):
     assert set(os.listdir(pool.path)) <= {"a", "bystander"}
 
 
-@pytest.mark.parametrize("name", ["resize raw", "resize qcow2", "compress in place", "compress rewrite", "delete with wipe"])
+@pytest.mark.parametrize("name", ON_ITS_OWN)
 def test_domain_that_starts_meanwhile(hypervisor, pool, masters, name):
     """Either it can't start or the work is refused or over: never do both write."""
     kind = KINDS[name]
     fmt = kind.before["a"].format
-    for delay in (0.02,):
+    kind.lay_out(masters, pool.path)
+    process = start_module(kind.module, {"uri": hypervisor.uri, "pool": pool.name, **kind.wish})
+    wait_until(lambda: at_work_in(pool.path) or process.poll() is not None)
+    time.sleep(0.02)
+    started = None
+    while started is None:
+        ended = process.poll() is not None
+        with contextlib.suppress(libvirt.libvirtError):  # refused by the lock
+            started = hypervisor.conn.createXML(domain_xml("late", disk(pool / "a", fmt)))
+        if ended:
+            break
+    result = finish_module(process)
+    assert not result.get("failed") or result["reason"] in ("volume_in_use", "locked"), result
+    kind.assert_nothing_lost(pool.path)
+    if started is not None:
+        assert (pool / "a").exists(), "deleted under a running domain"
+        seen = started.blockInfo("vda")[0]
+        assert seen == image_info(pool / "a", fmt)["virtual-size"], "its guest sees another size than there is"
+        started.destroy()
+    kind.assert_nothing_lost(pool.path)
+
+
+def starts(hypervisor, path):
+    return hypervisor.conn.createXML(domain_xml("late", disk(path)))
+
+
+def is_plugged_in(hypervisor, path):
+    running = hypervisor.conn.lookupByName("early")
+    running.attachDevice(disk(path))
+    return running
+
+
+def starts_on_an_overlay(hypervisor, path):
+    return hypervisor.conn.createXML(domain_xml("late", disk(path.with_name("top"))))
+
+
+ATTACHES = {"starts": starts, "is plugged in": is_plugged_in, "starts on an overlay": starts_on_an_overlay}
+
+
+@pytest.fixture
+def compressed(hypervisor, pool, masters, domain):
+    """``compressed(kind)``: its module at its beginning, a volume "a" that it is to compress, and "top" above that."""
+    domain(name="early")  # without a disk
+
+    def begin(kind):
         kind.lay_out(masters, pool.path)
-        process = start_module(kind.module, {"uri": hypervisor.uri, "pool": pool.name, **kind.wish})
-        wait_until(lambda: at_work_in(pool.path) or process.poll() is not None)  # noqa: B023
-        time.sleep(delay)
-        started = None
-        while started is None:
-            ended = process.poll() is not None
-            with contextlib.suppress(libvirt.libvirtError):  # refused by the lock
-                started = hypervisor.conn.createXML(domain_xml("late", disk(pool / "a", fmt)))
-            if ended:
-                break
-        result = finish_module(process)
-        assert not result.get("failed") or result["reason"] in ("volume_in_use", "locked"), result
-        kind.assert_nothing_lost(pool.path)
-        if started is not None:
-            assert (pool / "a").exists(), "deleted under a running domain"
-            seen = started.blockInfo("vda")[0]
-            assert seen == image_info(pool / "a", fmt)["virtual-size"], "its guest sees another size than there is"
-            started.destroy()
-        kind.assert_nothing_lost(pool.path)
+        overlay(pool / "top", pool / "a")
+        return start_module(kind.module, {"uri": hypervisor.uri, "pool": pool.name, **kind.wish})
+
+    return begin
+
+
+def gone_but_open(directory):
+    """What domains have open of a directory though it has no name there any more."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            if (process / "comm").read_text().startswith("qemu-system"):
+                found += [os.readlink(descriptor) for descriptor in (process / "fd").iterdir()]
+    return [path for path in found if path.startswith(f"{directory}/") and path.endswith(" (deleted)")]
+
+
+@pytest.mark.parametrize("how", ATTACHES)
+@pytest.mark.parametrize("name", ["compress in place", "compress rewrite"])
+def test_not_attached_during_compress(hypervisor, pool, compressed, name, how):
+    """Stopped in the middle of it, for as long as it takes: no domain gets the volume, by itself or below an overlay."""
+    kind, path = KINDS[name], pool / "a"
+    against = "reading" if ATTACHES[how] is starts_on_an_overlay else "writing"
+    for _attempt in range(20):  # the work may be over before it is met
+        process = compressed(kind)
+        while not is_locked(path, against=against) and process.poll() is None:
+            time.sleep(0.001)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGSTOP)
+        met = process.poll() is None and is_locked(path, against=against)
+        if met:
+            for _time in range(2):
+                with pytest.raises(libvirt.libvirtError, match="lock"):
+                    ATTACHES[how](hypervisor, path)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGCONT)
+        assert finish_module(process).get("changed")
+        if met:
+            break
+    assert met, "its work was never met"
+    assert state_of(path, FULL) == sha(CONTENT)
+    assert ATTACHES[how](hypervisor, path).blockInfo("vda")[0] == SIZE, "free again"
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["at once", "at work"])
+@pytest.mark.parametrize("how", ATTACHES)
+@pytest.mark.parametrize("name", ["compress in place", "compress rewrite"])
+def test_attached_during_compress(hypervisor, pool, compressed, name, how, early):
+    """It is tried again and again: the work is refused or over when it succeeds, and what the guest then writes stays."""
+    kind, path = KINDS[name], pool / "a"
+    process = compressed(kind)
+    if not early:
+        wait_until(lambda: at_work_in(pool.path) or process.poll() is not None)
+    guest = None
+    while guest is None:
+        over = process.poll() is not None
+        try:
+            guest = ATTACHES[how](hypervisor, path)
+        except libvirt.libvirtError:  # refused by the lock
+            assert not over, "free again"
+    guest_writes(guest, 0x42)
+    result = finish_module(process)
+    assert not result.get("failed") or result["reason"] in ("volume_in_use", "locked"), result
+    assert gone_but_open(pool.path) == [], "replaced under a running domain"
+    guest.destroy()
+    written = "top" if ATTACHES[how] is starts_on_an_overlay else "a"
+    assert sha(content(pool / written)) == sha(b"\x42" * MIB + CONTENT[MIB:])
+    assert written == "a" or state_of(path, FULL) == sha(CONTENT)
+    sh("qemu-img", "check", "-q", "-f", "qcow2", path)
+    assert sorted(os.listdir(pool.path)) == ["a", "bystander", "top"]
 
 
 def test_pool_is_refreshed_all_the_time(hypervisor, at_once, pool):

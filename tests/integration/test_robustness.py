@@ -150,17 +150,6 @@ def test_eight_at_once_make_different_volumes(hypervisor, pool):
     assert len(os.listdir(pool.path)) == 9
 
 
-def test_makers_and_deleters_at_once(hypervisor, pool):
-    blank(pool / "base")
-    started = []
-    for number in range(8):
-        wish = {"size": "1M"} if number % 2 else {"state": "absent"}
-        started.append(start_module("volume", {"uri": hypervisor.uri, "pool": pool.name, "name": "a", **wish}))
-    for result in [finish_module(p, 90) for p in started]:
-        assert not result.get("failed") or result["reason"] in ("locked", "volume_in_use"), result
-    assert set(os.listdir(pool.path)) <= {"a", "base"}
-
-
 def test_a_base_is_not_deleted_under_a_new_overlay(hypervisor, pool):
     """Delete of the template and a copy on write of it at the same time: one of them wins."""
     for round_ in range(3):

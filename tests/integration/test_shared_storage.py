@@ -6,12 +6,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import time
 
+import libvirt
 import pytest
+from conftest import at_work_in
+from support.faults import CONTENT, GROWN, KINDS, ON_ITS_OWN
 from support.hypervisors import Hypervisor, Pool, disk, domain_xml, guest_writes
-from support.images import MIB, digest, make, overlay, take_snapshot
-from support.runs import look_at, run_module
+from support.images import MIB, content, digest, is_locked, make, overlay, sh, sha, take_snapshot, wait_until
+from support.images import info as image_info
+from support.runs import finish_module, look_at, run_module, start_module
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +110,7 @@ def test_what_only_reads_is_free(here, other, shared):
     assert here("volume", name="iso", state="absent")["reason"] == "volume_in_use"
 
 
-def test_our_work_keeps_the_other_host_out(here, other, shared):
+def test_a_new_volume_starts_on_the_other_host(here, other, shared):
     """A volume made here is seen there after its pool's refresh, and starts there."""
     assert here("volume", name="a", size="4M")["changed"]
     there = other.conn.storagePoolLookupByName(shared.name)
@@ -111,3 +118,79 @@ def test_our_work_keeps_the_other_host_out(here, other, shared):
     assert there.storageVolLookupByName("a").info()[1] == 4 * MIB
     other.conn.createXML(domain_xml("there", disk((shared.name, "a")))).destroy()
     assert sorted(os.listdir(shared.path)) == ["a"]
+
+
+@pytest.fixture
+def begun(hypervisor, shared, masters):
+    """``begun(kind)``: its module, which has begun to work here on a fresh volume "a"."""
+
+    def begin(kind):
+        kind.lay_out(masters, shared.path)
+        return start_module(kind.module, {"uri": hypervisor.uri, "pool": shared.name, **kind.wish})
+
+    return begin
+
+
+@pytest.mark.parametrize("name", ON_ITS_OWN)
+def test_our_work_keeps_the_other_host_out(begun, other, shared, name):
+    """Stopped in the middle of its work, for as long as it takes: no domain of the other host gets the volume."""
+    kind, path = KINDS[name], shared / "a"
+    xml = domain_xml("there", disk(path, kind.before["a"].format))
+    for _attempt in range(20):  # the work may be over before it is met
+        process = begun(kind)
+        while not is_locked(path) and process.poll() is None:
+            time.sleep(0.001)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGSTOP)
+        met = process.poll() is None and is_locked(path)
+        if met:
+            before = path.read_bytes()
+            for _time in range(2):
+                with pytest.raises(libvirt.libvirtError, match="lock"):
+                    other.conn.createXML(xml)
+            assert path.read_bytes() == before
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGCONT)
+        assert finish_module(process).get("changed")
+        kind.assert_done(shared.path)
+        if met:
+            break
+    assert met, "its work was never met"
+    if kind.changes["a"] is not None:
+        other.conn.createXML(xml).destroy()
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["at once", "at work"])
+@pytest.mark.parametrize("name", ON_ITS_OWN)
+def test_domain_of_the_other_host_that_wants_to_start(begun, other, shared, name, early):
+    """It tries again and again: while it has the volume, our work is refused or over, and what its guest writes stays."""
+    kind, path = KINDS[name], shared / "a"
+    fmt = kind.before["a"].format
+    process = begun(kind)
+    if not early:
+        wait_until(lambda: at_work_in(shared.path) or process.poll() is not None)
+    guest = None
+    while guest is None:
+        over = process.poll() is not None
+        with contextlib.suppress(libvirt.libvirtError):  # by the lock, or since the volume is gone
+            guest = other.conn.createXML(domain_xml("there", disk(path, fmt)))
+        if over:
+            break
+    if guest is not None:
+        guest_writes(guest, 0x42)
+    result = finish_module(process)
+    assert not result.get("failed") or result["reason"] in ("volume_in_use", "locked"), result
+    if guest is None:
+        assert kind.changes["a"] is None, "it could start afterwards"
+        kind.assert_done(shared.path)
+        return
+    seen = guest.blockInfo("vda")[0]
+    guest.destroy()
+    assert path.exists(), "deleted under a running domain"
+    assert seen == image_info(path, fmt)["virtual-size"], "its guest saw another size than there is"
+    expected = b"\x42" * MIB + (GROWN if seen == len(GROWN) else CONTENT)[MIB:]
+    assert seen == len(CONTENT) or not result.get("failed")
+    assert sha(content(path, fmt)) == sha(expected)
+    if fmt == "qcow2":
+        sh("qemu-img", "check", "-q", "-f", fmt, path)
+    assert sorted(os.listdir(shared.path)) == ["a", "bystander"]

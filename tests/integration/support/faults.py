@@ -39,6 +39,8 @@ class State:
 
 
 FULL, RAW = State("qcow2", sha(CONTENT)), State("raw", sha(CONTENT))
+#: Kinds of work that write to a volume "a" which nobody may have open meanwhile.
+ON_ITS_OWN = ["resize raw", "resize qcow2", "compress in place", "compress rewrite", "delete with wipe"]
 
 
 @dataclass(frozen=True)

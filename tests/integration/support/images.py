@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import random
 import struct
 import subprocess
@@ -139,6 +141,21 @@ def exported_by_nbd(path: Path, fmt: str = "qcow2") -> Iterator[None]:
                 yield
             finally:
                 server.kill()
+
+
+def is_locked(path: Path, *, against: str = "writing") -> bool:
+    """Whether a process keeps others from ``writing`` or ``reading`` the image, by QEMU's locks."""
+    try:
+        fd = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        # struct flock, for the byte by which QEMU's "consistent read" or "write" is denied to others (block/file-posix.c).
+        byte = {"reading": 200, "writing": 201}[against]
+        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+        return bool(struct.unpack("hhqqi4x", answer)[0] != fcntl.F_UNLCK)
+    finally:
+        os.close(fd)
 
 
 def wait_until(ready, timeout: float = 10) -> None:

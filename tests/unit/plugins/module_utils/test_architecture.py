@@ -33,7 +33,7 @@ LAYERS = {
         "_plan_image _plan_create _plan_existing _plan_grow _plan_delete _plan_clone _plan_space _plan_compress _requests"
     ),
     "gateways": (
-        "_xml _libvirt _directory _locks _staging _chains _domains _qemu_img _libguestfs _pool_tools _rbd _clusters _holes"
+        "_xml _libvirt _directory _locks _staging _chains _domains _landlock _qemu_img _libguestfs _pool_tools _rbd _clusters _holes"
     ),
     "sight": "_inventory",
     "deeds": "_sources _pinned _space _live _copy _grow _without_files _apply",
@@ -147,7 +147,7 @@ def imported_at_once(path: Path) -> set[str]:
 def test_a_run_that_changes_nothing_imports_no_hands(name: str) -> None:
     """Ansible sends source, so each run compiles what it imports: the hands wait until there is something to do."""
     hands = set(LAYERS["deeds"].split()) | {
-        "_staging", "_qemu_img", "_libguestfs", "_pool_tools", "_clusters", "_holes", "_foreign_header",
+        "_staging", "_landlock", "_qemu_img", "_libguestfs", "_pool_tools", "_clusters", "_holes", "_foreign_header",
         "_plan_create", "_plan_delete", "_plan_clone", "_plan_compress", "_plan_space",
     }  # fmt: skip
     found = imported_at_once(PLUGINS / "modules" / f"{name}.py")

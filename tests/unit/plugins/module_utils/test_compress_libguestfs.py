@@ -111,6 +111,7 @@ def test_what_it_says_besides_is_no_message(program: str) -> None:
         ([Completed(1, "", "virt-sparsify: error: no disk\nIf reporting bugs, ...\n")], "tool_failed", "no disk"),
         ([Completed(1, "", 'Failed to get "write" lock\nvirt-sparsify: error: x\n')], "volume_in_use", "open"),
         ([Completed(1, "", "write: No space left on device\n")], "insufficient_space", "full"),
+        ([Completed(1, "", "write: Disk quota exceeded\n")], "insufficient_space", "quota"),
         ([Completed(-9, "", "")], "tool_failed", "signal 9"),
         ([Completed(3, "", "")], "tool_failed", "exit code 3"),
     ],

@@ -24,6 +24,7 @@ from ansible_collections.hypervisor.storage.plugins.module_utils._errors import 
     ToolMissing,
     VolumeInUse,
 )
+from ansible_collections.hypervisor.storage.plugins.module_utils._landlock import Handed, Only
 from ansible_collections.hypervisor.storage.plugins.module_utils._qemu_img import Completed, Measure, QemuImg, run_tool
 
 needs_qemu = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
@@ -153,6 +154,43 @@ def test_arguments(
     script = Script()
     getattr(QemuImg(script), function)(**arguments)
     assert script.calls == [(argv, fds, limited)]
+
+
+@pytest.mark.usefixtures("program")
+@pytest.mark.parametrize(
+    ("function", "arguments", "written"),
+    [
+        ("create", {**CREATE, "path": Handed(7)}, {7}),
+        ("convert", {**CONVERT, "source": Handed(8), "target": Handed(7)}, {7}),
+        ("measure", {**MEASURE, "source": Handed(8)}, set()),
+        ("resize", {**RESIZE, "path": Handed(8)}, {8}),
+        ("compare", {"first": Handed(8), "first_format": "raw", "second": Handed(7), "second_format": "raw"}, set()),
+        ("check", {"path": Handed(7), "image_format": "qcow2"}, set()),
+    ],
+)  # fmt: skip
+def test_who_is_handed_all_may_open_no_more(function: str, arguments: dict[str, Any], written: set[int]) -> None:
+    seen: list[Sequence[int]] = []
+
+    def runner(argv: Sequence[str], pass_fds: Sequence[int], limited: bool) -> Completed:
+        seen.append(pass_fds)
+        return Completed(0, MEASURED, "")
+
+    getattr(QemuImg(runner), function)(**{**arguments, "pass_fds": (7, 8)})
+    (only,) = seen
+    assert isinstance(only, Only) and only == (7, 8) and only.written == written
+
+
+@pytest.mark.usefixtures("program")
+@pytest.mark.parametrize("source", ["/pool/a", Handed(9)], ids=["by name", "not passed on"])
+def test_who_finds_an_image_by_name_is_not_confined(source: str) -> None:
+    seen: list[Sequence[int]] = []
+
+    def runner(argv: Sequence[str], pass_fds: Sequence[int], limited: bool) -> Completed:
+        seen.append(pass_fds)
+        return Completed(0, MEASURED, "")
+
+    QemuImg(runner).convert(**{**CONVERT, "source": source, "target": Handed(7), "pass_fds": (7, 8)})
+    assert seen == [(7, 8)] and not isinstance(seen[0], Only)
 
 
 @pytest.mark.usefixtures("program")

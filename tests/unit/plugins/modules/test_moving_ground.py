@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from ansible_collections.hypervisor.storage.plugins.module_utils import _landlock
 from ansible_collections.hypervisor.storage.plugins.modules import volume, volume_clone, volume_compress, volume_resize
 from ansible_collections.hypervisor.storage.tests.unit.fake_hypervisor import Hypervisor
 
@@ -143,28 +144,66 @@ HOSTILE = ["full copy of a template", "full copy of a path", "overlay of a templ
            "rewrite of an overlay"]  # fmt: skip
 
 
-@pytest.mark.parametrize("harm", ["link", "image that names a file of the host"])
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    return tmp_path / "secret"
+
+
+@pytest.fixture
+def traps(tmp_path: Path, secret: Path) -> dict[str, Path]:
+    """Images that have the secret as their backing file, or as the file that their data is in."""
+    made = {"backing file": tmp_path / "trap", "data file": tmp_path / "data-trap"}
+    run = functools.partial(subprocess.run, check=True)
+    run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", f"data_file={secret},data_file_raw=on", made["data file"], "2M"])
+    secret.write_bytes(SECRET)
+    run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", secret, "-F", "raw", made["backing file"], "2M"])
+    run(["qemu-img", "snapshot", "-c", "s", made["backing file"]])
+    for trap in made.values():
+        assert SECRET[:34] in content_of(trap, "qcow2"), "no trap"
+    return made
+
+
+def put_link(victim: Path, secret: Path, traps: dict[str, Path]) -> None:
+    twin = secret.with_name("twin")
+    twin.symlink_to(secret)
+    os.rename(twin, victim)
+
+
+def put_image(victim: Path, secret: Path, traps: dict[str, Path]) -> None:
+    twin = secret.with_name("twin")
+    shutil.copy(traps["backing file"], twin)
+    os.rename(twin, victim)
+
+
+def write_over_it(kind: str, victim: Path, secret: Path, traps: dict[str, Path]) -> None:
+    """The same file with another content, which is there for all that have it open."""
+    with victim.open("r+b") as file:
+        file.write(traps[kind].read_bytes())
+
+
+HARMS = {
+    "link": put_link,
+    "image that names a file of the host": put_image,
+    "content that names a backing file": functools.partial(write_over_it, "backing file"),
+    "content that names a data file": functools.partial(write_over_it, "data file"),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_something_hostile_comes_in_its_place(
-    name: str, harm: str, masters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Whoever may write to the directory gets nothing of the host into a volume or a message, and nothing of it changed."""
+    name: str, harm: str, masters: Path, tmp_path: Path, secret: Path, traps: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Whoever may write to the directory or its files gets nothing of the host into a volume or a message, and nothing of it changed."""
+    if harm == "content that names a data file" and not _landlock.version():
+        pytest.skip("needs Landlock in the kernel")
     lab = Hypervisor(tmp_path, monkeypatch, capsys)
     tamperer = Tamperer(monkeypatch)
     work = WORKS[name]
-    secret, victim = tmp_path / "secret", lab.directory / work.victim
-    secret.write_bytes(SECRET)
+    victim = lab.directory / work.victim
     wish = {key: value.format(lab.directory) if key == "template" else value for key, value in work.wish.items()}
-    trap = tmp_path / "trap"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", secret, "-F", "raw", trap, "2M"], check=True)
-    subprocess.run(["qemu-img", "snapshot", "-c", "s", trap], check=True)
-
-    def harm_it() -> None:
-        if harm == "link":
-            (tmp_path / "twin").symlink_to(secret)
-        else:
-            shutil.copy(trap, tmp_path / "twin")
-        os.rename(tmp_path / "twin", victim)
+    harm_it = functools.partial(HARMS[harm], victim, secret, traps)
 
     moment = 0
     while True:

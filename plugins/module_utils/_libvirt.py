@@ -224,9 +224,22 @@ class Connection:
             raise _as_ours(error, f"look for a backup job of domain {domain_uuid}") from error
 
     def has_job(self, domain_uuid: str) -> bool:
-        """Whether a job (a backup, a migration, ...) runs on a domain now."""
-        with _translate(f"look for jobs of domain {domain_uuid}"):
+        """Whether a job (a backup, a migration, ...) runs on a domain now.
+
+        Raises LibvirtError for one that libvirt lost: killed while it begins a backup job, libvirt 9 remembers that there is a
+        job but not which, so that the domain has it for ever, as far as libvirt is concerned.
+        """
+        try:
             return bool(self._handle.lookupByUUIDString(domain_uuid).jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE)
+        except libvirt.libvirtError as error:
+            if "backup job data missing" not in error.get_error_message():
+                raise _as_ours(error, f"look for jobs of domain {domain_uuid}") from error
+            raise LibvirtError(
+                f"Cannot copy a disk of domain {domain_uuid} while it runs: libvirt was killed while it began a backup job of the domain, "
+                f"and takes that for unfinished since (libvirt says: {error.get_error_message()}). The guest itself has no job. "
+                "Stop the domain and start it again, not from its inside, and run again.",
+                domain=domain_uuid,
+            ) from error
 
     def begin_backup(self, domain_uuid: str, document: str) -> bool:
         """Start a push backup into a file that exists; ``False`` when another job is in the way.

@@ -26,7 +26,7 @@ from support.faults import CONTENT, FULL, KINDS, State, Tree, moments, record, s
 from support.hypervisors import Hypervisor, Pool, disk, domain_xml, guest_writes
 from support.images import MIB, digest, file_sha, noise, sh, sha, used, wait_until
 from support.images import info as image_info
-from support.jobs import has_no_job, hold_job_of, jobs, set_speed
+from support.jobs import has_no_job, hold_job_of, job_is_lost, jobs, set_speed
 from support.runs import environment, finish_module, run_module, start_module
 
 MOMENTS = int(os.environ.get("HYPERVISOR_STORAGE_MOMENTS", "3"))
@@ -139,11 +139,18 @@ def test_libvirtd_is_killed(mortal, place, masters, name):
         if running is not None:
             running = mortal.conn.lookupByName(running.name())
             assert is_well(running)
-            wait_until(lambda: has_no_job(running), timeout=10)  # noqa: B023
+            wait_until(lambda: has_no_job(running) or job_is_lost(running), timeout=10)  # noqa: B023
+        lost = running is not None and job_is_lost(running)
         kind.assert_nothing_lost(pool.path)
         record(killed="libvirtd", kind=name, moment=moment, of=seconds, found="over" if over else "at work",
-               new=kind.is_done(pool.path), left=leftovers(pool), reason=result.get("reason"))
+               new=kind.is_done(pool.path), left=leftovers(pool), reason=result.get("reason"), lost=lost)
         result = run_module(kind.module, params)
+        if lost:
+            assert result.get("reason") == "libvirt_error" and "Stop the domain" in result["msg"], result
+            kind.assert_nothing_lost(pool.path)
+            running.destroy()
+            running = started(kind, mortal.conn, pool)
+            result = run_module(kind.module, params)
         assert not result.get("failed"), result
         kind.assert_done(pool.path)
         if running is not None:

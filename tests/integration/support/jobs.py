@@ -36,6 +36,15 @@ def has_no_job(domain: libvirt.virDomain) -> bool:
         return False
 
 
+def job_is_lost(domain: libvirt.virDomain) -> bool:
+    """Whether libvirt believes in a job of which it knows nothing: killed at its very beginning, libvirt 9 never gets rid of it."""
+    try:
+        domain.jobInfo()
+    except libvirt.libvirtError as error:
+        return "backup job data missing" in str(error) and jobs(domain) == []
+    return False
+
+
 def set_speed(domain: libvirt.virDomain, speed: int) -> bool:
     """Bytes per second, 0 for no limit; false when there is no job that takes it."""
     def accepts(device: str) -> bool:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from . import _directory, _locks, _os_errors
-from ._errors import Exchanged, VolumeMismatch
+from ._errors import Exchanged, InsufficientSpace, VolumeMismatch
 from ._landlock import Handed
 from ._names import STAGING_PREFIX
 
@@ -233,7 +233,7 @@ def wipe_and_remove(hidden_path: str, fd: int) -> None:
 def sweep(directory: str) -> list[str]:
     """Remove what killed runs left in a pool's directory, and nothing that a living run holds; returns names.
 
-    What was on its way to be wiped is wiped to the end.
+    What was on its way to be wiped is wiped to the end; where there is no room for the zeros, it is left for another run.
     """
     removed = []
     for name in _leftovers(directory):
@@ -251,6 +251,8 @@ def sweep(directory: str) -> list[str]:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
             removed.append(name)
+        except InsufficientSpace:  # of a file system that writes elsewhere; this run may be the one that makes room
+            continue
         finally:
             os.close(fd)
     return removed

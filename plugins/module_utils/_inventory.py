@@ -67,7 +67,7 @@ class Host:
         """Drop what was seen, after a change or a wait."""
         self._pools: list[Pool] | None = None
         self._domain_map: _domains.DomainMap | None = None
-        self._children: dict[Ident, list[tuple[Ident, Dependent | None]]] | None = None
+        self._children: dict[Ident, set[tuple[Ident, Dependent | None]]] | None = None
         self._homes: dict[Ident, tuple[Pool, str]] | None = None
         self._scans.clear()
         self._looked.clear()
@@ -429,8 +429,9 @@ class Host:
                     found.add((pool.name, name, f"{place}/{name}"))
         return tuple(Dependent(*each) for each in sorted(found))
 
-    def _map_children(self) -> dict[Ident, list[tuple[Ident, Dependent | None]]]:
-        children: dict[Ident, list[tuple[Ident, Dependent | None]]] = {}
+    def _map_children(self) -> dict[Ident, set[tuple[Ident, Dependent | None]]]:
+        """What lies right above each piece of storage, with the volume that it is if the step up starts a chain."""
+        children: dict[Ident, set[tuple[Ident, Dependent | None]]] = {}
         for pool in self.pools():
             if pool.volume_type == "network":
                 continue
@@ -443,9 +444,10 @@ class Host:
             else:
                 overlays = [(i.ident, i.name, i.path, i.chain) for i in self.images(pool) if i.chain.layers]
             for ident, name, path, chain in overlays:
-                dependent: Dependent | None = Dependent(pool.name, name, path)
+                above: tuple[Ident, Dependent | None] = (ident, Dependent(pool.name, name, path))
                 for layer in chain.layers:
-                    children.setdefault(layer.ident, []).append((ident, dependent))
+                    children.setdefault(layer.ident, set()).add(above)
+                    above = (layer.ident, None)
         return children
 
     def _chain_of(self, facts: _directory.FileFacts) -> _chains.Chain:

@@ -236,7 +236,7 @@ class Connection:
                 raise _as_ours(error, f"look for jobs of domain {domain_uuid}") from error
             raise LibvirtError(
                 f"Cannot copy a disk of domain {domain_uuid} while it runs: libvirt was killed while it began a backup job of the domain, "
-                f"and takes that for unfinished since (libvirt says: {error.get_error_message()}). The guest itself has no job. "
+                f"and takes that for unfinished since (libvirt says: {error.get_error_message()}). The guest runs on unharmed. "
                 "Stop the domain and start it again, not from its inside, and run again.",
                 domain=domain_uuid,
             ) from error

@@ -41,7 +41,7 @@ def job_is_lost(domain: libvirt.virDomain) -> bool:
     try:
         domain.jobInfo()
     except libvirt.libvirtError as error:
-        return "backup job data missing" in str(error) and jobs(domain) == []
+        return "backup job data missing" in str(error) and all(job["status"] == "concluded" for job in jobs(domain))
     return False
 
 

@@ -41,13 +41,20 @@ class Chain(NamedTuple):
 
 
 class ChainReader:
-    """Walks chains, and remembers each path that it has looked at."""
+    """Walks chains, and remembers each path that it has looked at and each chain that it has walked."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, bool], _directory.FileFacts | None] = {}
+        self._walked: dict[tuple[str, ImageHeader, Ident | None], Chain] = {}
 
     def below(self, path: str, header: ImageHeader, ident: Ident | None = None) -> Chain:
         """The chain below an image whose format is settled and whose header is this one."""
+        key = (path, header, ident)
+        if key not in self._walked:
+            self._walked[key] = self._walk(path, header, ident)
+        return self._walked[key]
+
+    def _walk(self, path: str, header: ImageHeader, ident: Ident | None) -> Chain:
         layers: list[Layer] = []
         trouble: str | None = None  # the first; the walk goes on where it can, so that a damaged overlay's base is known
         visited = {ident if ident is not None else _directory.identify_loosely(path)}

@@ -79,7 +79,8 @@ def tried(modules, den, secret):
         answer = modules.run(module, uri=den.hypervisor.uri, pool=where, **wish)
         result = answer["result"]
         assert SECRET[:34] not in json.dumps(result).encode(), result
-        assert answer["seconds"] < 2, (answer["seconds"], result)
+        many = len(result.get("volumes") or []) > 100  # with 200 layers each they are megabytes of text
+        assert answer["seconds"] < (5 if many else 2), (answer["seconds"], result)
         assert answer["memory"] < 100 * MIB, (answer["memory"], result)
         if result.get("failed"):
             assert not (den / "out").exists()

@@ -1,0 +1,53 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What libvirt says of jobs, also when it has lost one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+libvirt = pytest.importorskip("libvirt")
+
+from ansible_collections.hypervisor.storage.plugins.module_utils._errors import ConnectionFailed, LibvirtError, StorageError  # noqa: E402
+from ansible_collections.hypervisor.storage.plugins.module_utils._libvirt import Connection  # noqa: E402
+
+
+class Handle:
+    """A connection to a libvirt with one domain, which has this job or says this when it is asked."""
+
+    def __init__(self, job: int = 0, code: int = 0, said: str = "") -> None:
+        self._job, self._code, self._said = job, code, said
+
+    def lookupByUUIDString(self, uuid: str) -> Handle:
+        return self
+
+    def jobInfo(self) -> list[int]:
+        if self._said:
+            error = libvirt.libvirtError(self._said)
+            error.err = (self._code, libvirt.VIR_FROM_QEMU, self._said, libvirt.VIR_ERR_ERROR, None, None, None, 0, 0)
+            raise error
+        return [self._job, 0]
+
+
+def ask(handle: Any) -> bool:
+    return Connection(handle, "qemu:///system").has_job("0000-1")
+
+
+@pytest.mark.parametrize(("job", "has"), [(libvirt.VIR_DOMAIN_JOB_NONE, False), (libvirt.VIR_DOMAIN_JOB_UNBOUNDED, True)])
+def test_a_job(job: int, has: bool) -> None:
+    assert ask(Handle(job)) is has
+
+
+def test_a_job_that_libvirt_lost_is_told_with_what_helps() -> None:
+    with pytest.raises(LibvirtError, match="0000-1.*Stop the domain and start it again"):
+        ask(Handle(code=libvirt.VIR_ERR_INTERNAL_ERROR, said="internal error: backup job data missing"))
+
+
+@pytest.mark.parametrize(("code", "kind"), [(libvirt.VIR_ERR_RPC, ConnectionFailed), (libvirt.VIR_ERR_INTERNAL_ERROR, LibvirtError)])
+def test_other_failures(code: int, kind: type[StorageError]) -> None:
+    with pytest.raises(kind, match="look for jobs of domain 0000-1.*out of order"):
+        ask(Handle(code=code, said="out of order"))

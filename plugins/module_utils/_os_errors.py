@@ -34,6 +34,7 @@ def explained(what: str, **facts: Any) -> Iterator[None]:
             raise Unsupported(
                 f"Cannot {what}: {error.strerror}. Run the task as root on the hypervisor (become: true) and "
                 "check that the pool's file system is mounted writable.",
+                errno=error.errno,
                 **facts,
             ) from error
         if error.errno == errno.EFBIG:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,62 @@ def test_variables_are_described_and_bear_the_roles_name(role: str) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
+def test_readme_tells_the_defaults_of_the_specs(role: str) -> None:
+    readme = (REPO / "roles" / role / "README.md").read_text(encoding="utf-8")
+    told = dict(re.findall(rf"^\| `({role}_\w+)` \| (.*?) \| ", readme, re.MULTILINE))
+    wanted = {}
+    for name, option in options(role).items():
+        default = option.get("default")
+        default = ",".join(default) if isinstance(default, list) else str(default).lower() if isinstance(default, bool) else default
+        wanted[name] = "required" if option.get("required") else "" if default == "" else f"`{default}`"
+    assert told == wanted
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_readme_has_why_example_and_failures(role: str) -> None:
+    readme = (REPO / "roles" / role / "README.md").read_text(encoding="utf-8")
+    title, why, _rest = readme.split("\n\n", 2)
+    assert title == f"# {role}" and why.strip() and not why.startswith("#")
+    for section in ("## Example", "## Variables", "## Result", "## When it fails"):
+        assert f"\n{section}\n\n" in readme, section
+    (play,) = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)[0])
+    (used,) = play["roles"]
+    assert used["role"] == f"hypervisor.storage.{role}"
+    assert set(used["vars"]) <= set(options(role))
+    assert {name for name, option in options(role).items() if option.get("required")} <= set(used["vars"])
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("path", ["roles/{}/README.md", "playbooks/{}.yml"])
+def test_command_lines_can_be_copied(path: str, role: str) -> None:
+    text = (REPO / path.format(role)).read_text(encoding="utf-8")
+    lines = [line for line in re.sub(r" \\\n#? *", " ", text).splitlines() if "ansible-playbook hypervisor.storage." in line]
+    assert lines
+    for line in lines:
+        given = set(re.findall(r" -e '?(\w+)=", line))
+        assert f"hypervisor.storage.{role} " in line
+        assert given - {"target"} <= set(options(role)), line
+        assert {name for name, option in options(role).items() if option.get("required")} <= given, line
+
+
+@pytest.mark.parametrize("role", ROLES)
 def test_variables_that_are_set_bear_the_roles_name(role: str) -> None:
     for task in tasks_of(role):
         for name in [task.get("register"), *task.get("ansible.builtin.set_fact", {})]:
             assert name is None or name == "cacheable" or name.startswith((f"__{role}_", f"{role}_result")), task["name"]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_name_is_both_a_fact_and_a_variable_of_a_task(role: str) -> None:
+    """A fact, also one of an earlier use of the role, counts more than a variable of a task, which would be ignored then."""
+    facts, variables = set(), set()
+    for task in tasks_of(role):
+        facts |= {task.get("register"), *task.get("ansible.builtin.set_fact", {})}
+        if not [word for word in task if word.startswith("ansible.builtin.include_")]:
+            variables |= set(task.get("vars", {}))
+    for path in (REPO / "roles" / role / "vars").glob("*.yml"):
+        variables |= set(load(path))
+    assert facts & variables == set()
 
 
 @pytest.mark.parametrize("role", ROLES)

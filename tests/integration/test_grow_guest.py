@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The root disk of a running guest grows: the volume, its last partition, and the file system that the guest stands on."""
+"""Disks of a running guest grow: the volume, its last partition, and the file system that the guest stands on, or what carries LVM."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from support.hypervisors import Pool
 from support.images import MIB, sh, wait_until
 from support.runs import environment
-from support.whole_guest import WholeGuest, make_disk
+from support.whole_guest import WholeGuest, make_disk, make_partitioned
 
 BIN = Path(sys.executable).parent
 
@@ -36,15 +36,17 @@ def pool(hypervisor, place):
 @pytest.fixture(scope="module")
 def guest(hypervisor, place, pool):
     make_disk(pool / "web1", place / "key", 256 * MIB, 254 * MIB)
+    make_partitioned(pool / "data1", 64 * MIB, 62 * MIB)
     pool.refresh()
-    running = WholeGuest(hypervisor, place / "whole-guest", pool / "web1", place / "key")
+    running = WholeGuest(hypervisor, place / "whole-guest", pool / "web1", place / "key", pool / "data1")
     yield running
     running.stop()
 
 
 @pytest.fixture(scope="module")
 def grow(hypervisor, place, guest):
-    """``grow(*arguments)``: the role on the hypervisor, with the guest's host for what is inside; its result."""
+    """``grow(*arguments)``: the role on the hypervisor, with the guest's host for what is inside; its result,
+    and what Ansible said."""
     book, inventory, out = place / "grow.yml", place / "inventory.json", place / "result"
     here = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
     inventory.write_text(json.dumps({"all": {"hosts": {"hv1": here, "web1.example.com": guest.ansible()}}}))
@@ -60,7 +62,7 @@ def grow(hypervisor, place, guest):
         done = subprocess.run(argv, capture_output=True, text=True, timeout=1200, check=False,
                               env=environment(ANSIBLE_COLLECTIONS_PATH=collections()))
         assert done.returncode == 0, done.stdout + done.stderr + guest.said()[-2000:]
-        return json.loads(out.read_text())
+        return {**json.loads(out.read_text()), "said": done.stdout}
 
     return run
 
@@ -87,3 +89,19 @@ def test_root_disk_of_a_running_guest(grow, guest, pool):
 
     again = grow()
     assert [again[key] for key in KEYS] == [False, False, False, False, []]
+
+
+def test_partition_that_carries_lvm(grow, guest, pool):
+    """It grows, and what is next is said; the logical volume is left to who knows what it should be."""
+    guest.wait_for('Logical volume "all" created')
+    wishes = "-e", json.dumps({"grow_volume_name": "data1", "grow_volume_size": "128M", "grow_volume_guest_device": "/dev/vdb"})
+    result = grow(*wishes)
+    assert [result[key] for key in KEYS] == [True, True, True, False, ["file system"]]
+    assert ("It carries data-all: for LVM, grow the physical volume with community.general.lvg (pvresize) and the logical volume with "
+            "community.general.lvol (resizefs).") in result["said"]
+    table = json.loads(sh("sfdisk", "--json", pool / "data1"))["partitiontable"]
+    assert table["partitions"][0]["size"] * 512 > 126 * MIB
+
+    again = grow(*wishes)
+    assert [again[key] for key in KEYS] == [False, False, False, False, ["file system"]]
+    assert "It carries data-all" in again["said"]

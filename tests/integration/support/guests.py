@@ -36,11 +36,12 @@ done
 class Guest:
     """Boots on construction, with the script as its only user; ``virt`` is its transient domain."""
 
-    def __init__(self, hypervisor: Hypervisor, directory: Path, script: str, *disks: str, hook: str = "") -> None:
+    def __init__(self, hypervisor: Hypervisor, directory: Path, script: str, *disks: str, hook: str = "",
+                 modules: tuple[str, ...] = MODULES) -> None:
         kernel = newest_kernel()
         directory.mkdir()
         self.console = directory / "console"
-        initrd = make_initrd(directory, kernel.name.removeprefix("vmlinuz-"), script, hook)
+        initrd = make_initrd(directory, kernel.name.removeprefix("vmlinuz-"), script, hook, modules)
         self.virt: libvirt.virDomain = hypervisor.conn.createXML(
             "<domain type='qemu'><name>guest</name><memory unit='MiB'>256</memory><vcpu>1</vcpu>"
             f"<os><type arch='x86_64' machine='pc'>hvm</type><kernel>{kernel}</kernel><initrd>{initrd}</initrd>"
@@ -80,13 +81,13 @@ def newest_kernel() -> Path:
     return max(Path("/boot").glob("vmlinuz-*-cloud-amd64"), key=lambda path: path.stat().st_mtime)
 
 
-def make_initrd(directory: Path, version: str, script: str, hook: str) -> Path:
+def make_initrd(directory: Path, version: str, script: str, hook: str, modules: tuple[str, ...]) -> Path:
     root = directory / "root"
     for name in ("bin", "proc", "sys", "dev", "mnt", "modules", "var/run"):
         (root / name).mkdir(parents=True)
     shutil.copy("/bin/busybox", root / "bin/busybox")
     order: list[str] = []
-    for module in MODULES:
+    for module in modules:
         for line in sh("modprobe", "-S", version, "--show-depends", module).splitlines():
             kind, path = line.split()[:2]
             if kind == "insmod" and os.path.basename(path) not in order:

@@ -17,12 +17,12 @@ from typing import Any
 
 import libvirt_qemu
 
-from .guests import BOOT_SECONDS, Guest
+from .guests import BOOT_SECONDS, MODULES, Guest
 from .hypervisors import Hypervisor, disk
 from .images import MIB, sh
 
 PACKAGES = (
-    "cloud-guest-utils", "coreutils", "dash", "dropbear-bin", "e2fsprogs", "fdisk", "grep", "libc-bin", "mawk", "mount",
+    "cloud-guest-utils", "coreutils", "dash", "dropbear-bin", "e2fsprogs", "fdisk", "grep", "libc-bin", "lvm2", "mawk", "mount",
     "python3", "sed", "util-linux",
 )
 NOT_NEEDED = re.compile(r"/usr/share/(doc|man|locale|info|lintian|bash-completion)/|/test/|/idlelib/|/ensurepip/|/lib2to3/")
@@ -44,6 +44,12 @@ busybox ip link set lo up
 busybox ip addr add 10.0.2.15/24 dev eth0
 busybox ip link set eth0 up
 dropbear -r /root/host_key -s
+# No udev makes the devices here.
+without_udev="activation { udev_sync=0 udev_rules=0 verify_udev_operations=0 } devices { obtain_device_list_from_udev=0 }"
+if [ -b /dev/vdb1 ]; then
+    lvm vgcreate --config "$without_udev" data /dev/vdb1 &&
+    lvm lvcreate --config "$without_udev" --wipesignatures n --zero n --extents 100%FREE --name all data
+fi
 echo ready
 while :; do
     new=$(/bin/df --output=size / | tail -n 1)
@@ -54,10 +60,13 @@ done
 
 
 class WholeGuest(Guest):
-    """Boots from the first partition of ``image``, a raw disk that ``make_disk`` made."""
+    """Boots from the first partition of ``image``, a raw disk that ``make_disk`` made.
 
-    def __init__(self, hypervisor: Hypervisor, directory: Path, image: Path, key: Path) -> None:
-        super().__init__(hypervisor, directory, BOOT, disk(image, "raw"), NETWORK)
+    On the first partition of ``data``, another raw disk, it makes a volume group ``data`` with a logical volume ``all``."""
+
+    def __init__(self, hypervisor: Hypervisor, directory: Path, image: Path, key: Path, data: Path) -> None:
+        disks = disk(image, "raw"), disk(data, "raw", "vdb")
+        super().__init__(hypervisor, directory, BOOT, *disks, NETWORK, modules=(*MODULES, "dm_mod"))
         self.key = key
 
     def ansible(self) -> dict[str, Any]:
@@ -91,12 +100,17 @@ def make_disk(image: Path, key: Path, size: int, partition: int) -> None:
     sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
     try:
         fill_root(root, Path(f"{key}.pub").read_text())
-        with image.open("xb") as file:
-            file.truncate(size)
-        subprocess.run(["sfdisk", "-q", image], input=f"label: gpt\nstart=1MiB, size={partition // MIB}MiB\n", text=True, check=True)
+        make_partitioned(image, size, partition)
         sh("mke2fs", "-q", "-F", "-t", "ext4", "-d", root, "-E", f"offset={MIB}", image, f"{partition // 1024}k")
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+def make_partitioned(image: Path, size: int, partition: int) -> None:
+    """A raw disk with one empty partition (GPT)."""
+    with image.open("xb") as file:
+        file.truncate(size)
+    subprocess.run(["sfdisk", "-q", image], input=f"label: gpt\nstart=1MiB, size={partition // MIB}MiB\n", text=True, check=True)
 
 
 def fill_root(root: Path, key: str) -> None:

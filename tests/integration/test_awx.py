@@ -33,11 +33,11 @@ def start(hypervisor, tmp_path):
     """``start(role, **answers)``: the job's artifacts; questions without an answer keep what the form shows."""
     host = {
         "ansible_connection": "local", "ansible_python_interpreter": sys.executable,
-        "clone_environment_record_dir": str(tmp_path / "record"),
+        "clone_environment_record_dir": str(tmp_path / "record"), "migrate_volume_record_dir": str(tmp_path / "record"),
     }
     numbers = itertools.count()
 
-    def run(role: str, check: bool = False, **answers: Any) -> dict[str, Any]:
+    def run(role: str, check: bool = False, status: str = "successful", **answers: Any) -> dict[str, Any]:
         survey = yaml.safe_load((AWX / "job_templates" / f"{role}.yml").read_text())["survey"]
         form = {question["variable"]: question["default"] for question in survey if "default" in question}
         form.update({f"{role}_{name}": answer for name, answer in answers.items()}, target="hv1")
@@ -53,7 +53,7 @@ def start(hypervisor, tmp_path):
                 "PATH": f"{BIN}:{os.environ['PATH']}",
             },
         )
-        assert job.status == "successful", job.stdout.read()
+        assert job.status == status, job.stdout.read()
         (end,) = [event for event in job.events if event["event"] == "playbook_on_stats"]
         artifacts: dict[str, Any] = end["event_data"].get("artifact_data", {})
         return artifacts.get(f"{role}_result", {})
@@ -96,6 +96,28 @@ def test_every_playbook_with_the_answers_of_its_survey(start, make_pool, hypervi
     assert (default / "web1").exists()
     assert start("delete_volume", name="web1,web2")
     assert {path.name for path in default.path.iterdir()} == {"debian"}
+
+
+@pytest.mark.parametrize(("role", "answers", "reason"), [
+    ("backup_volume", {"name": "web1"}, "pool_not_found"),
+    ("clone_environment", {"prefix": "test-", "name": "web1", "target_pool": "nowhere"}, "pool_not_found"),
+    ("delete_volume", {"name": "web1", "backup": "true", "backup_pool": "nowhere"}, "pool_not_found"),
+    ("grow_volume", {"name": "web1", "size": "1M"}, "shrink_refused"),
+    ("migrate_volume", {"name": "web1", "target_pool": "nowhere"}, "pool_not_found"),
+    ("prepare_hypervisor", {"install": "false", "pool_path": "images"}, "failed"),
+    ("provision_from_template", {"template": "web1", "volumes": "web2", "size": "1M"}, "shrink_refused"),
+    ("reclaim_space", {"pools": "default,nowhere"}, "pool_not_found"),
+    ("restore_from_snapshot", {"volume": "web1", "snapshot": "monday", "name": "web2"}, "snapshot_not_found"),
+], ids=lambda value: value if isinstance(value, str) and "_" in value else "")
+def test_failed_job_leaves_its_result_too(start, make_pool, role, answers, reason):
+    """For the nodes of a workflow that follow on a failure."""
+    default = make_pool("default")
+    make(default / "web1")
+    default.refresh()
+    result = start(role, status="failed", **answers)
+    assert (result["failed"], result["changed"], result["reason"]) == (True, False, reason)
+    assert result["msg"].strip()
+    assert [path.name for path in default.path.iterdir()] == ["web1"]
 
 
 def test_execution_environment(tmp_path):

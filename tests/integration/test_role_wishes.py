@@ -2,7 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A wish that can't be meant is refused before anything is asked of a hypervisor, and the message names what is wrong with it."""
+"""A wish that can't be meant is refused before anything is asked of a hypervisor, the message names what is wrong with it, and
+the role's result is not the one that an earlier use left."""
 
 from __future__ import annotations
 
@@ -45,21 +46,37 @@ WRONG = [
 
 @pytest.fixture(scope="module")
 def said():
-    """What each of the wrong wishes gets to hear, of one play."""
+    """What each of the wrong wishes gets to hear, and the role's result then, of one play."""
     tasks = []
     for number, (role, wishes, _message) in enumerate(WRONG):
         variables = {f"{role}_{name}": value for name, value in {**wishes, "uri": "qemu+unix:///system?socket=/nowhere"}.items()}
+        result = f"{role}_result"
         tasks += [
+            {"ansible.builtin.set_fact": {result: {"failed": False, "changed": True, "reason": "", "msg": "of an earlier use"}}},
             {"block": [{"ansible.builtin.include_role": {"name": f"hypervisor.storage.{role}"}, "vars": variables}],
              "rescue": [{"ansible.builtin.set_fact": {f"heard{number}": "{{ ansible_failed_result.msg }}"}}]},
-            {"ansible.builtin.debug": {"msg": f"{{{{ heard{number} | default('') }}}}"}, "register": f"told{number}"}]
+            {"ansible.builtin.debug": {"msg": f"{{{{ [heard{number} | default(''), {result}] }}}}"}, "register": f"told{number}"}]
     collections = os.environ.get("ANSIBLE_COLLECTIONS_PATH") or environment()["ANSIBLE_COLLECTIONS_PATH"]
     results = run_play(tasks, ANSIBLE_COLLECTIONS_PATH=collections)
     return [results[f"told{number}"]["msg"] for number in range(len(WRONG))]
 
 
-@pytest.mark.parametrize("number", range(len(WRONG)), ids=[f"{role}-{'-'.join(wishes)}" for role, wishes, _message in WRONG])
+EACH = pytest.mark.parametrize("number", range(len(WRONG)), ids=[f"{role}-{'-'.join(wishes)}" for role, wishes, _message in WRONG])
+
+
+@EACH
 def test_named_and_nothing_else(said, number):
     _role, _wishes, message = WRONG[number]
-    assert message in said[number]
-    assert "\n" not in said[number].removeprefix("Validation of arguments failed:\n")
+    heard, _result = said[number]
+    assert message in heard
+    assert "\n" not in heard.removeprefix("Validation of arguments failed:\n")
+
+
+@EACH
+def test_result_is_that_of_this_use(said, number):
+    _role, _wishes, message = WRONG[number]
+    heard, result = said[number]
+    if "Validation of arguments" in heard:
+        pytest.skip("Ansible itself refuses what the argument specs don't take, before the role begins")
+    assert message in result["msg"]
+    assert (result["failed"], result["changed"], result["reason"]) == (True, False, "failed")

@@ -18,7 +18,7 @@ from typing import Any
 from .measure import Failure
 
 PYTHON = "/usr/bin/python3"
-LIBRARY = Path(__file__).parent / "library"
+LIBRARY, CALLBACKS = (Path(__file__).parent / name for name in ("library", "callbacks"))
 
 Task = dict[str, Any]
 
@@ -34,7 +34,8 @@ def virt_volume(**options: Any) -> Task:
 
 
 def run_play(
-    directory: Path, tasks: Sequence[Task], *, changed: int | None, hosts: Mapping[str, Mapping[str, Any]] | None = None, forks: int = 5
+    directory: Path, tasks: Sequence[Task], *, changed: int | None, hosts: Mapping[str, Mapping[str, Any]] | None = None, forks: int = 5,
+    more: Mapping[str, str] | None = None,
 ) -> float:
     """Seconds of the whole play. Each host must come out with that many changed tasks (None: any) and no failure."""
     names = hosts or {"localhost": {}}
@@ -43,7 +44,7 @@ def run_play(
     book.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": list(tasks)}]))
     where.write_text(json.dumps(inventory))
     argv = ["ansible-playbook", "-i", str(where), "-f", str(forks), str(book)]
-    env = {**os.environ, "ANSIBLE_LIBRARY": str(LIBRARY), "ANSIBLE_NOCOLOR": "1"}
+    env = {**os.environ, "ANSIBLE_LIBRARY": str(LIBRARY), "ANSIBLE_NOCOLOR": "1", **(more or {})}
     began = time.perf_counter()
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=env, timeout=900, check=False)
     seconds = time.perf_counter() - began
@@ -52,3 +53,14 @@ def run_play(
     if done.returncode != 0 or (changed is not None and recap != wanted):
         raise Failure(f"the play came out with {recap}: {(done.stdout + done.stderr)[-1500:]}")
     return seconds
+
+
+def time_tasks(directory: Path, tasks: Sequence[Task], *, changed: int) -> list[float]:
+    """Seconds of each task of a play as it goes by: from its beginning to that of the next."""
+    told = directory / "task_times.json"
+    run_play(directory, tasks, changed=changed, more={
+        "ANSIBLE_CALLBACK_PLUGINS": str(CALLBACKS), "ANSIBLE_CALLBACKS_ENABLED": "task_times", "TASK_TIMES": str(told)})
+    moments = json.loads(told.read_text())
+    if len(moments) != len(tasks) + 1:
+        raise Failure(f"the times of {len(moments) - 1} tasks are known instead of {len(tasks)}")
+    return [end - begin for begin, end in zip(moments, moments[1:])]

@@ -27,7 +27,8 @@ of the rounds with the lowest and highest; ratios and differences are taken with
 1.25× (1.5× where disks are busy) are ties. The collection runs with all of its checks, syncs and locks on; of the peers
 only those sync whose line says so.
 
-*Marginal* is the wall time of a whole play with the task less that of the same play without it.
+*Marginal* is the wall time of a whole play with the task less that of the same play without it, or where a table says so, of a task
+less a ping in the same play.
 
 ![Ratios of all rows](benchmarks.svg)
 """

@@ -61,7 +61,10 @@ run_logged() { # NAME COMMAND...
 
 finish_steps() {
     local name log status seconds
+    # What runs in the background does not hear an interrupt.
+    trap 'trap - TERM; kill 0; exit 130' INT
     wait
+    trap - INT
     for name in "${begun[@]}"; do
         log=$work/log/${name//[^A-Za-z0-9.]/-}.log
         read -r status seconds <"$log.end"
@@ -84,10 +87,11 @@ report() { # RESULT NAME REMARK
 }
 
 test_lint() {
-    step shellcheck shellcheck -x dev .ci/run tools/*.sh
-    step ruff ruff check --no-cache .
-    step "mypy --strict" check_types
-    step "ansible-lint, production" check_playbooks
+    begin_step "ansible-lint, production" check_playbooks
+    begin_step shellcheck shellcheck -x dev .ci/run tools/*.sh
+    begin_step ruff ruff check --no-cache .
+    begin_step "mypy --strict" check_types
+    finish_steps
 }
 
 check_types() {
@@ -111,6 +115,7 @@ run_pytest() { # PYTHON TESTS...
 test_unit() {
     local version interpreter
     step "unit, Python $(version_of "$python")" run_pytest "$venv/bin/python" -n 2 tests/unit
+    step "faults at every place" run_pytest "$venv/bin/python" -n 2 tests/faults
     for version in 3.9 "$(newest_python 3.12)"; do
         if interpreter=$(find_python "$version"); then
             step "unit, Python $version" unit_on "$version" "$interpreter"
@@ -170,19 +175,20 @@ clear_molecule() { # SCENARIO
 test_sanity() {
     local newest
     if newest=$(newest_python 3.12); then
-        ansible_test 2.21 "$newest"
+        begin_step "ansible-test 2.21: sanity, units" ansible_test 2.21 "$newest"
     else
         say "!! No Python >= 3.12 on this machine: ansible-core 2.21 cannot run, 2.19 is the newest that can."
-        ansible_test 2.19 "$(version_of "$python")"
+        begin_step "ansible-test 2.19: sanity, units" ansible_test 2.19 "$(version_of "$python")"
     fi
-    ansible_test 2.17 "$(newest_python 3.10 3.12)"
+    begin_step "ansible-test 2.17: sanity, units" ansible_test 2.17 "$(newest_python 3.10 3.12)"
+    finish_steps
 }
 
 ansible_test() { # CORE PYTHON-VERSION
     local core=$1 version=$2
-    step "ansible-test $core set-up, Python $version" set_up_ansible_test "$core" "$version"
-    step "ansible-test $core sanity" in_ansible_test "$core" sanity --color no -v
-    step "ansible-test $core units" in_ansible_test "$core" units --color no --python "$version" --requirements
+    set_up_ansible_test "$core" "$version"
+    (in_ansible_test "$core" sanity --color no -v)
+    (in_ansible_test "$core" units --color no --python "$version" --requirements)
 }
 
 set_up_ansible_test() { # CORE PYTHON-VERSION
@@ -227,10 +233,11 @@ in_ansible_test() { # CORE ARGUMENT...
 }
 
 test_docs() {
-    step "README names what exists" check_readme
-    step "antsibull-docs lint" antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs self .
-    step "antsibull-changelog lint" antsibull-changelog lint
-    step "docs site" "$venv/bin/python" tools/docsite.py "$work/docsite"
+    begin_step "README names what exists" check_readme
+    begin_step "antsibull-changelog lint" antsibull-changelog lint
+    begin_step "antsibull-docs lint" antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs self .
+    begin_step "docs site" "$venv/bin/python" tools/docsite.py "$work/docsite"
+    finish_steps
 }
 
 # The README's table names the modules that are there, and no others.

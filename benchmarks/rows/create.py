@@ -71,7 +71,8 @@ def measure(scale: Scale) -> Iterator[Table]:
     table = compare(f"{count} volumes; plays less that of a ping", times, create, less=dict.fromkeys(plays, "play of a ping"),
                     hide=("play of a ping",))
     table.remarks.append(f"The whole play with one task took {times['volume, one task'].median:.2f} s.")
-    table.mark(f"{count} volumes in one task, whole play", times["volume, one task"], 1.6, "s", WHY)
+    table.mark(f"{count} volumes in one task, whole play", times["volume, one task"], 1.6, "s",
+               f"A play of one ping takes {times['play of a ping'].median:.2f} s of that on this machine.")
     table.mark(f"{count} volumes in one task, marginal, to libvirt from Python",
                (times["volume, one task"] - times["play of a ping"]) / times[create], 1.2, why=WHY)
     table.mark("the same again, marginal", times["volume, again"] - times["play of a ping"], 0.3, "s", WHY)

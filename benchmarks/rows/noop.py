@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+import random
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 
-from ..measure import Arm, Series, Times, take_turns
+from ..measure import Series, say
 from ..place import a_place, sh
-from ..plays import PING, Task, ours, run_play, virt_volume
+from ..plays import PING, Task, ours, time_tasks, virt_volume
 from ..results import Line, Spread, Table
 from .scale import Scale
 
@@ -41,32 +42,34 @@ def measure(scale: Scale) -> Iterator[Table]:
             "volume_info": ("ours", ours("volume_info", **uri, pool="default", name="v0")),
             "volume_resize": ("ours", ours("volume_resize", **uri, name="v0", size="1M")),
         }
-        arms = [arm for name, (kind, task) in tasks.items() for arm in _pair(place.root, name, kind, task, repeats)]
-        times = take_turns(arms, scale.rounds, warm_up=True)
-    yield _table(tasks, times, repeats)
+        plays = [_play(place.root, tasks, repeats, number) for number in range(scale.rounds)]
+    yield _table(tasks, plays)
 
 
-def _pair(directory: Path, name: str, kind: str, task: Task, repeats: int) -> list[Arm]:
-    """A play with one such task, which builds the payload that further ones use, and one with many more."""
-    few, many = partial(run_play, directory, [task], changed=0), partial(run_play, directory, [task] * (repeats + 1), changed=0)
-    return [Arm(f"{name}, once", kind, few), Arm(f"{name}, many", kind, many)]
+def _play(directory: Path, tasks: dict[str, tuple[str, Task]], repeats: int, number: int) -> dict[str, float]:
+    """The median seconds of each kind of task, all of them in one play in random order, after one of each that builds its payload."""
+    shuffled = list(tasks) * repeats
+    random.Random(number).shuffle(shuffled)
+    order = [*tasks, *shuffled]
+    taken = time_tasks(directory, [tasks[name][1] for name in order], changed=0)
+    found = {name: median(seconds for kind, seconds in list(zip(order, taken))[len(tasks):] if kind == name) for name in tasks}
+    say(f"  play {number + 1}: {', '.join(f'{name} {seconds:.3f} s' for name, seconds in found.items())}")
+    return found
 
 
-def _table(tasks: dict[str, tuple[str, Task]], times: Times, repeats: int) -> Table:
-    def each(name: str) -> Series:
-        return (times[f"{name}, many"] - times[f"{name}, once"]) / repeats
-
-    table = Table(f"Marginal wall time of one more task, in a pool of {VOLUMES} volumes", "ping", [])
+def _table(tasks: dict[str, tuple[str, Task]], plays: Sequence[dict[str, float]]) -> Table:
+    series = {name: Series(tuple(play[name] for play in plays)) for name in tasks}
+    table = Table(f"Wall time of one more task in a play, in a pool of {VOLUMES} volumes", "ping", [])
     for name, (kind, _task) in tasks.items():
-        failure = times.failures.get(f"{name}, many") or times.failures.get(f"{name}, once")
-        if failure:
-            table.lines.append(Line(name, kind, None, None, failure))
-            continue
-        ratio = each(name) / each("ping")
-        table.lines.append(Line(name, kind, Spread.of(ratio), Spread.of(each(name))))
+        ratio = series[name] / series["ping"]
+        table.lines.append(Line(name, kind, Spread.of(ratio), Spread.of(series[name])))
         if kind == "ours":
             table.mark(f"{name} with nothing to do, to ping", ratio, LIMIT, why=WHY)
+    table.remarks.append("Each play runs all kinds of tasks in random order, many times each; its medians make one round.")
     return table
 
 
-WHY = "The profile below shows where the time goes."
+WHY = (
+    "A bare module that imports libvirt is at the mark already. What comes on top is the import of the collection's files, which Ansible "
+    "sends as source, so that Python compiles them in each task; connecting and looking take a few ms. The profile below has the parts."
+)

@@ -50,10 +50,11 @@ class Worker:
             with contextlib.ExitStack() as held:
                 self._hold_doomed(steps, held)
                 for batch in _batches(steps):
-                    for step, untold in self._do(batch):
-                        if untold:
-                            touched[step.pool.name] = step.pool
-                        done.append(step)
+                    with _staging.explained(_describe(batch)):
+                        for step, untold in self._do(batch):
+                            if untold:
+                                touched[step.pool.name] = step.pool
+                            done.append(step)
             self._tell_libvirt(touched)
         except StorageError as error:
             if done:
@@ -138,9 +139,10 @@ class Worker:
         key = (image_format, capacity, tuple(sorted(options.items())), backing)
         pattern = self._patterns.get(key)
         if pattern is not None:
-            with _staging.explained("write the image"):
-                os.ftruncate(staged.fd, len(pattern))
-                os.pwrite(staged.fd, pattern, 0)
+            os.ftruncate(staged.fd, len(pattern))
+            written = 0
+            while written < len(pattern):  # a disk that fills up takes a part
+                written += os.pwrite(staged.fd, pattern[written:], written)
             return
         self.qemu_img.create(
             path=staged.path,
@@ -152,7 +154,9 @@ class Worker:
         )
         size = os.fstat(staged.fd).st_size
         if size <= _PATTERN_LIMIT and options.get("preallocation", "off") == "off":
-            self._patterns[key] = os.pread(staged.fd, size, 0)
+            pattern = os.pread(staged.fd, size, 0)
+            if len(pattern) == size:
+                self._patterns[key] = pattern
 
     def _copy(self, step: CopyImage) -> None:
         # QEMU opens the target of a backup job by its path, hence by a name.
@@ -195,7 +199,8 @@ class Worker:
         for step in doomed:
             image = self.host.image(step.pool, step.name)
             if image is not None:
-                facts = Facts() if image.type == "file" else self.host.facts(image)  # a file is locked by now
+                # A file is locked by now: nobody else has it open.
+                facts = Facts(unread=self.host.unread(image.ident)) if image.type == "file" else self.host.facts(image)
                 refuse_harm(volume=self.host.describe(image), facts=facts, going=going)
             going.append((step.pool.name, step.name))
 
@@ -229,6 +234,10 @@ def _batches(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:
         batch.append(step)
     if batch:
         yield batch
+
+
+def _describe(batch: Sequence[Step]) -> str:
+    return batch[0].text if len(batch) == 1 else f"create {len(batch)} volumes in pool {batch[0].pool.name!r}"
 
 
 def _is_light(step: Step) -> bool:

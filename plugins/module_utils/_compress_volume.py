@@ -121,7 +121,8 @@ class CompressTask(NamedVolumes):
         try:
             for step in plan.work:
                 before = saved[step.name].before
-                used = self._compress(host, step)
+                with _staging.explained(f"compress volume {step.name!r} of pool {step.pool.name!r}"):
+                    used = self._compress(host, step)
                 after = _allocation(step.path)
                 saved[step.name] = saved[step.name]._replace(after=after, compression=used if after < before else None)
                 if after == before and not step.trim:
@@ -166,7 +167,7 @@ class CompressTask(NamedVolumes):
             refuse_rewrite(volume=volume, compression=self._wish.compression, file=_file_facts(image))
         if self._wish.method == "zeros":
             return None
-        why_not = obstacle_to_trim(volume=volume) or self._libguestfs.missing()
+        why_not = obstacle_to_trim(volume=volume, unread=host.unread(image.ident)) or self._libguestfs.missing()
         if why_not is not None and self._wish.method == "trim":
             raise why_not
         return why_not
@@ -278,7 +279,7 @@ class CompressTask(NamedVolumes):
             volume=volume, facts=Facts(loop_devices=tuple(loop_devices_on(image.ident))), above=_uses_above(host, image)
         )
         if step.trim:
-            why_not = obstacle_to_trim(volume=volume)
+            why_not = obstacle_to_trim(volume=volume, unread=host.unread(image.ident))
             if why_not is not None:
                 raise why_not
 
@@ -325,6 +326,7 @@ class CompressTask(NamedVolumes):
                 into_existing=backing is not None,
                 compressed=True,
                 backing=backing,
+                flush=staged.fd,
                 pass_fds=(*source.pass_fds, staged.fd),
                 label=label,
             )
@@ -337,6 +339,7 @@ class CompressTask(NamedVolumes):
                 first_format="qcow2",
                 second=target.location,
                 second_format="qcow2",
+                capacity=header.capacity,
                 pass_fds=(*source.pass_fds, staged.fd),
                 label=label,
             )

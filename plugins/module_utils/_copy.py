@@ -86,6 +86,7 @@ def _convert(step: CopyImage, staged: _staging.Staged, qemu_img: QemuImg, more_f
     options = {"preallocation": step.preallocation}
     if step.format == "qcow2":
         options.update(qcow2_options(step.cluster_size, step.features))
+    direct = _staging.supports_direct(staged)
     qemu_img.convert(
         source=step.source.path,
         source_format=step.source.format,
@@ -94,7 +95,8 @@ def _convert(step: CopyImage, staged: _staging.Staged, qemu_img: QemuImg, more_f
         target=staged.path,
         target_format=step.format,
         options=options,
-        direct=_staging.supports_direct(staged),
+        direct=direct,
+        flush=None if direct else staged.fd,
         pass_fds=(staged.fd, *more_fds),
         label=step.source.label,
     )
@@ -140,6 +142,7 @@ def _verify(step: CopyImage, staged: _staging.Staged, qemu_img: QemuImg, more_fd
             first_format=step.source.format,
             second=staged.path,
             second_format=step.format,
+            capacity=min(step.source.capacity, step.capacity),
             pass_fds=(staged.fd, *more_fds),
             label=step.source.label,
         )

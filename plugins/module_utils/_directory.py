@@ -31,6 +31,9 @@ _PSEUDO_FILE_SYSTEMS = frozenset(
 )
 _EXCHANGED = "was exchanged while it was looked at"
 _LOOKS = 8  # at a file that keeps being exchanged
+#: What the operating system says of a path that leads to nothing, and of a device without anything in it.
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_NO_MEDIUM = (errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM)
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
@@ -51,6 +54,7 @@ class FileFacts(NamedTuple):
     header: ImageHeader | None
     mark: str | None
     trouble: str | None = None
+    failure: OSError | None = None
 
 
 def identify(path: str) -> Ident:
@@ -120,14 +124,20 @@ def _look_once(path: str, *, known_raw: bool, keep: list[int] | None) -> FileFac
         here = os.lstat(path)
         is_link = stat.S_ISLNK(here.st_mode)
         found = os.stat(path) if is_link else here
-    except (OSError, ValueError):
+    except ValueError:
         return None
+    except OSError as error:
+        if error.errno in _NOTHING_THERE:
+            return None
+        why = f"cannot be looked at: {error.strerror}"
+        return FileFacts(os.path.basename(path), path, ("path", path, ""), False, "file", 0, 0, None, None, why, error)
     kind = _kind_of(found)
     if is_link and is_pseudo(path):
         kind = "other"  # a read could never end, or eat what it shows, as that of /proc/kmsg does
     header: ImageHeader | None = None
     mark: str | None = None
     trouble: str | None = None
+    failure: OSError | None = None
     size = found.st_size
     if kind in ("file", "block"):
         try:
@@ -136,6 +146,7 @@ def _look_once(path: str, *, known_raw: bool, keep: list[int] | None) -> FileFac
             return None
         except OSError as error:
             trouble = f"cannot be opened: {error.strerror}"
+            failure = error if error.errno not in _NO_MEDIUM else None
         else:
             try:
                 opened = os.fstat(fd)
@@ -146,7 +157,7 @@ def _look_once(path: str, *, known_raw: bool, keep: list[int] | None) -> FileFac
                     mark = _read_mark(fd)
                     header = raw_header(size) if known_raw else read_header(fd)
             except OSError as error:
-                trouble = f"cannot be read: {error.strerror}"
+                trouble, failure = f"cannot be read: {error.strerror}", error
             finally:
                 if keep is not None and header is not None:
                     keep.append(fd)
@@ -163,6 +174,7 @@ def _look_once(path: str, *, known_raw: bool, keep: list[int] | None) -> FileFac
         header=header,
         mark=mark,
         trouble=trouble,
+        failure=failure,
     )
 
 

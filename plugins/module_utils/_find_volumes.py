@@ -38,6 +38,10 @@ def collect(params: Mapping[str, Any], host: Host) -> tuple[dict[str, Any], list
                 continue
             if params["format"] is not None and image.format != params["format"]:
                 continue
+            if image.failure is not None:
+                warnings.append(
+                    f"Volume {image.name!r} of pool {pool.name!r} can't be read: {image.failure.strerror}. What it holds is not known."
+                )
             volume = host.describe(image)
             if params["status"] is None or volume.status == params["status"]:
                 volumes.append(volume)

@@ -45,6 +45,7 @@ class Image(NamedTuple):
     chain: _chains.Chain
     is_link: bool
     distrust: str | None  # why its content must not be read as an image
+    failure: OSError | None = None  # what the operating system refused, so that nothing can be told of it
 
     @property
     def backing(self) -> _chains.Layer | None:
@@ -68,8 +69,10 @@ class Host:
         self._pools: list[Pool] | None = None
         self._domain_map: _domains.DomainMap | None = None
         self._children: dict[Ident, set[tuple[Ident, Dependent | None]]] | None = None
+        self._unread: list[tuple[Ident | None, str]] = []
         self._homes: dict[Ident, tuple[Pool, str]] | None = None
         self._scans.clear()
+        self._unlisted: dict[str, OSError] = {}
         self._looked.clear()
         self._fresh.clear()
         self._ceph_images.clear()
@@ -292,17 +295,22 @@ class Host:
             known = self.ceph_images(image.pool).get(image.name)
             return Facts(opened=watched, snapshots=known.snapshots if known is not None else ())
         loops = tuple(_directory.loop_devices_on(image.ident)) if image.type == "file" else ()
-        return Facts(opened=_locks.image_users(image.path), loop_devices=loops, names=_count_names(image))
+        return Facts(
+            opened=_locks.image_users(image.path), loop_devices=loops, names=_count_names(image), unread=self.unread(image.ident)
+        )
 
     def scan(self, pool: Pool) -> list[_directory.FileFacts]:
-        """Facts of all files of a pool's directory; an unreadable directory is empty."""
+        """Facts of all files of a pool's directory; one that can't be listed is empty, and remembered as such."""
         if pool.path is None:
             return []
         if pool.path not in self._scans:
             try:
                 self._scans[pool.path] = _directory.scan_directory(pool.path)
-            except OSError:
+            except (FileNotFoundError, NotADirectoryError):
                 self._scans[pool.path] = []
+            except OSError as error:
+                self._scans[pool.path] = []
+                self._unlisted[pool.path] = error
         return self._scans[pool.path]
 
     def _image_of(self, facts: _directory.FileFacts, pool: Pool | None, *, in_bulk: bool = False) -> Image:
@@ -328,6 +336,7 @@ class Host:
             chain=chain,
             is_link=facts.is_link,
             distrust=distrust,
+            failure=facts.failure,
         )
 
     def _settle(self, facts: _directory.FileFacts, pool: Pool | None, *, in_bulk: bool) -> _formats.Settled:
@@ -419,6 +428,12 @@ class Host:
                     queue.append(child)
         return tuple(found[key] for key in sorted(found))
 
+    def unread(self, ident: Ident) -> str | None:
+        """What of the active pools can't be read by now, so that it may be built on this piece of storage, or ``None``."""
+        if self._children is None:
+            self._children = self._map_children()
+        return next((what for unread, what in self._unread if unread != ident), None)
+
     def _network_dependents(self, ident: Ident) -> tuple[Dependent, ...]:
         """The RBD clones of an image; nothing but an RBD image can have one below."""
         found = set()
@@ -432,10 +447,17 @@ class Host:
     def _map_children(self) -> dict[Ident, set[tuple[Ident, Dependent | None]]]:
         """What lies right above each piece of storage, with the volume that it is if the step up starts a chain."""
         children: dict[Ident, set[tuple[Ident, Dependent | None]]] = {}
+        self._unread = []
         for pool in self.pools():
             if pool.volume_type == "network":
                 continue
             if pool.stores_files:
+                # A link is no volume of its own: what it leads to is looked at where it lies.
+                self._unread += [
+                    (facts.ident, f"volume {facts.name!r} of pool {pool.name!r}: {facts.failure.strerror}")
+                    for facts in self.scan(pool)
+                    if facts.failure is not None and not facts.is_link
+                ]
                 overlays = [
                     (facts.ident, facts.name, facts.path, self._chain_of(facts))
                     for facts in self.scan(pool)
@@ -443,6 +465,8 @@ class Host:
                 ]
             else:
                 overlays = [(i.ident, i.name, i.path, i.chain) for i in self.images(pool) if i.chain.layers]
+            if pool.path in self._unlisted:
+                self._unread.append((None, f"the directory {pool.path!r} of pool {pool.name!r}: {self._unlisted[pool.path].strerror}"))
             for ident, name, path, chain in overlays:
                 above: tuple[Ident, Dependent | None] = (ident, Dependent(pool.name, name, path))
                 for layer in chain.layers:

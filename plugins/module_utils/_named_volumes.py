@@ -21,6 +21,7 @@ from ._errors import Unsupported, VolumeNotFound
 from ._inventory import NOT_AN_IMAGE, Host, Image
 from ._model import MANAGED_POOL_TYPES, Pool, Volume
 from ._names import STAGING_PREFIX
+from ._os_errors import explain
 from ._steps import Plan, VolumePlan
 
 if TYPE_CHECKING:
@@ -110,6 +111,8 @@ def find_image(host: Host, pool: Pool, name: str) -> Image | None:
             f"{path!r} in pool {pool.name!r} is a symbolic link to nothing, which takes the name. Mend the link, or remove it.",
             path=path,
         )
+    if image is not None and image.failure is not None:
+        raise explain(image.failure, f"look at volume {name!r} of pool {pool.name!r} ({image.path!r})")
     if image is not None and image.distrust == NOT_AN_IMAGE:
         raise Unsupported(
             f"{image.path!r} in pool {pool.name!r} is neither a file nor a block device; it is left alone.", path=image.path

@@ -11,7 +11,7 @@ import errno
 from collections.abc import Iterator
 from typing import Any
 
-from ._errors import InsufficientSpace, InvalidSize, Locked, ToolFailed, Unsupported
+from ._errors import InsufficientSpace, InvalidSize, Locked, StorageError, ToolFailed, Unsupported
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_ROOM_IN_WORDS = ("No space left on device", "Disk quota exceeded")
@@ -28,17 +28,21 @@ def explained(what: str, **facts: Any) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise InsufficientSpace(f"Cannot {what}: {error.strerror}. Free space in the pool and run again.", **facts) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise Unsupported(
-                f"Cannot {what}: {error.strerror}. Run the task as root on the hypervisor (become: true) and "
-                "check that the pool's file system is mounted writable.",
-                errno=error.errno,
-                **facts,
-            ) from error
-        if error.errno == errno.EFBIG:
-            raise InvalidSize(f"Cannot {what}: the pool's file system has no files of that size.", **facts) from error
-        if error.errno in (errno.EAGAIN, errno.EBUSY):
-            raise Locked(f"Cannot {what}: {error.strerror}. Run again when it is free.", **facts) from error
-        raise ToolFailed(f"Cannot {what}: {error.strerror or error}.", errno=error.errno, **facts) from error
+        raise explain(error, what, **facts) from error
+
+
+def explain(error: OSError, what: str, **facts: Any) -> StorageError:
+    """What the operating system said when asked to do ``what``, as one of this collection's errors."""
+    if error.errno in _NO_ROOM:
+        return InsufficientSpace(f"Cannot {what}: {error.strerror}. Free space in the pool and run again.", **facts)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return Unsupported(
+            f"Cannot {what}: {error.strerror}. Run the task as root on the hypervisor (become: true) and "
+            "check that the pool's file system is mounted writable.",
+            **{"errno": error.errno, **facts},
+        )
+    if error.errno == errno.EFBIG:
+        return InvalidSize(f"Cannot {what}: the pool's file system has no files of that size.", **facts)
+    if error.errno in (errno.EAGAIN, errno.EBUSY):
+        return Locked(f"Cannot {what}: {error.strerror}. Run again when it is free.", **facts)
+    return ToolFailed(f"Cannot {what}: {error.strerror or error}.", **{"errno": error.errno, **facts})

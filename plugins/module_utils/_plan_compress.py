@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ._errors import StorageError, Unsupported, VolumeHasDependents, VolumeInUse
+from ._errors import StorageError, ToolFailed, Unsupported, VolumeHasDependents, VolumeInUse
 from ._model import Attachment, Pool, Volume
+from ._plan_delete import doubt_about
 from ._size import human
 from ._steps import Facts, Plan, VolumePlan
 
@@ -171,12 +172,14 @@ def refuse_busy(*, volume: Volume, facts: Facts, above: Sequence[Attachment]) ->
         )
 
 
-def obstacle_to_trim(*, volume: Volume) -> StorageError | None:
+def obstacle_to_trim(*, volume: Volume, unread: str | None = None) -> StorageError | None:
     """Why a volume must not be trimmed though its zeros may be given back, or ``None``.
 
     Trimming keeps files, not every block: what lies above would see other blocks below it.
     """
     where = f"Volume {volume.name!r} of pool {volume.pool!r} can't be trimmed"
+    if unread is not None:
+        return ToolFailed(f"{where}: {doubt_about(unread)}")
     if volume.dependents:
         return VolumeHasDependents(
             f"{where}: other volumes have it as their backing file, and would see its blocks change. "

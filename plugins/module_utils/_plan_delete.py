@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from ._errors import Unsupported, VolumeHasDependents, VolumeInUse
+from ._errors import ToolFailed, Unsupported, VolumeHasDependents, VolumeInUse
 from ._model import ABSENT_DIFF, Dependent, Pool, Volume, name_uses
 from ._steps import Delete, Facts, VolumePlan
 
@@ -18,7 +18,7 @@ def plan_delete(
 ) -> VolumePlan:
     """How to delete a volume; ``going``: (pool, name) of those deleted before it by the same call.
 
-    Raises VolumeInUse, VolumeHasDependents or Unsupported.
+    Raises as refuse_harm(), or Unsupported.
     """
     if volume is None:
         return VolumePlan(name, (), dict(ABSENT_DIFF), dict(ABSENT_DIFF), None)
@@ -38,7 +38,7 @@ def plan_delete(
 
 
 def refuse_harm(*, volume: Volume, facts: Facts, going: Collection[tuple[str, str]] = ()) -> None:
-    """Refuse to delete what somebody uses; raises VolumeInUse or VolumeHasDependents."""
+    """Refuse to delete what somebody uses; raises VolumeInUse, VolumeHasDependents, or ToolFailed when that can't be told."""
     where = f"volume {volume.name!r} of pool {volume.pool!r}"
     if volume.attachments:
         raise VolumeInUse(
@@ -53,6 +53,8 @@ def refuse_harm(*, volume: Volume, facts: Facts, going: Collection[tuple[str, st
             "Delete what depends on it first (in one list of names, put it last), or flatten that.",
             dependents=[d.to_result() for d in staying],
         )
+    if facts.unread is not None:
+        raise ToolFailed(f"Cannot delete {where}: {doubt_about(facts.unread)}")
     if facts.snapshots:
         shown = ", ".join(facts.snapshots[:5]) + (f" and {len(facts.snapshots) - 5} more" if len(facts.snapshots) > 5 else "")
         raise VolumeHasDependents(
@@ -73,6 +75,14 @@ def refuse_harm(*, volume: Volume, facts: Facts, going: Collection[tuple[str, st
             f"Cannot delete {where}: {', '.join(facts.loop_devices)} has it as its file. Detach it ('losetup -d'), then run again.",
             attachments=[],
         )
+
+
+def doubt_about(unread: str) -> str:
+    """Why nothing can be said about a volume's dependents, and what to do."""
+    return (
+        f"whether others are built on it can't be told, since not all of the active pools can be read ({unread}). Mend that, or run the "
+        "task as root (become: true); a pool that is broken can be stopped ('virsh pool-destroy', which deletes nothing)."
+    )
 
 
 def _names_of(dependents: Sequence[Dependent]) -> str:

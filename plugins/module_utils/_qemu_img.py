@@ -10,6 +10,7 @@ and a child never outlives us. Manual: https://www.qemu.org/docs/master/tools/qe
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -20,7 +21,7 @@ import signal
 import stat
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from . import _landlock
 from ._errors import InsufficientSpace, ToolFailed, ToolMissing, VolumeInUse
@@ -33,6 +34,9 @@ HEADER_MEMORY_BYTES = 1 << 30
 # Each thread's own arena reserves 64 MiB of address space, which would count as memory under the limit.
 _FRUGAL = {"MALLOC_ARENA_MAX": "1"}
 _PR_SET_PDEATHSIG = 1
+_FLUSH_SECONDS = 0.25
+# Contents are compared in pieces: enough for two processors to end at about the same time, but none too small to be worth a process.
+_PIECES, _LEAST_PIECE = 8, 64 << 20
 # Our way to say an image with its chain is no help to people; QEMU's messages quote it.
 _CHAIN = re.compile(r"'?json:\{.*\}'?")
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"])
@@ -46,14 +50,51 @@ class Completed(NamedTuple):
     stderr: str
 
 
-Runner = Callable[[Sequence[str], Sequence[int], bool], Completed]
+class Runner(Protocol):
+    """What run_tool() does."""
+
+    def __call__(self, argv: Sequence[str], pass_fds: Sequence[int], limited: bool, flush: int | None = None, /) -> Completed: ...
 
 
-def run_tool(argv: Sequence[str], pass_fds: Sequence[int], limited: bool) -> Completed:
-    """Run a tool to its end; with ``limited``, under bounds of processor time and memory."""
-    with start_tool(argv, pass_fds, limited) as process:
-        stdout, stderr = process.communicate()
-    return Completed(process.returncode, stdout, stderr)
+#: What run_team() does.
+TeamRunner = Callable[[Sequence[Sequence[str]], Sequence[int]], Sequence[Completed]]
+
+
+def run_tool(argv: Sequence[str], pass_fds: Sequence[int], limited: bool, flush: int | None = None) -> Completed:
+    """Run a tool to its end; with ``limited``, under bounds of processor time and memory.
+
+    What it writes to the file open as ``flush`` is brought to the disk meanwhile, so that the sync that follows finds little
+    left to do; raises OSError as that sync would.
+    """
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(start_tool(argv, pass_fds, limited))
+        stack.callback(process.kill)
+        while True:
+            try:
+                stdout, stderr = process.communicate(timeout=None if flush is None else _FLUSH_SECONDS)
+                return Completed(process.returncode, stdout, stderr)
+            except subprocess.TimeoutExpired:
+                if flush is not None:
+                    os.fdatasync(flush)
+
+
+def run_team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int]) -> list[Completed]:
+    """Run tools that say little, as many at a time as there are processors for, but no more than two: a disk has one head."""
+    waiting, ended = list(argvs), []
+    running: list[subprocess.Popen[str]] = []
+    at_once = min(len(os.sched_getaffinity(0)), 2)
+    with contextlib.ExitStack() as stack:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                process = stack.enter_context(start_tool(waiting.pop(0), pass_fds, False))
+                stack.callback(process.kill)
+                running.append(process)
+            process = running.pop(0)
+            stdout, stderr = process.communicate()
+            ended.append(Completed(process.returncode, stdout, stderr))
+            if process.returncode != 0:
+                break
+    return ended
 
 
 def start_tool(argv: Sequence[str], pass_fds: Sequence[int], limited: bool) -> subprocess.Popen[str]:
@@ -109,8 +150,7 @@ def locate_layers(layers: Sequence[OpenLayer]) -> Handed:
         return Handed(top.fd)
     node: dict[str, Any] | None = None
     for layer in reversed(layers):
-        driver = "host_device" if stat.S_ISBLK(os.fstat(layer.fd).st_mode) else "file"
-        upper: dict[str, Any] = {"driver": layer.format, "file": {"driver": driver, "filename": f"/proc/self/fd/{layer.fd}"}}
+        upper = _node(layer.format, f"/proc/self/fd/{layer.fd}")
         if layer.format != "raw":
             upper["backing"] = node
         node = upper
@@ -120,8 +160,8 @@ def locate_layers(layers: Sequence[OpenLayer]) -> Handed:
 class QemuImg:
     """qemu-img of this host; the runner is a parameter so that faults can be played to it."""
 
-    def __init__(self, runner: Runner = run_tool) -> None:
-        self._runner = runner
+    def __init__(self, runner: Runner = run_tool, team_runner: TeamRunner = run_team) -> None:
+        self._runner, self._team_runner = runner, team_runner
         self._program: str | None = None
 
     def create(
@@ -156,6 +196,7 @@ class QemuImg:
         zeroed: bool = False,
         compressed: bool = False,
         backing: tuple[str, str] | None = None,
+        flush: int | None = None,
         pass_fds: Sequence[int] = (),
         label: str | None = None,
     ) -> None:
@@ -165,7 +206,8 @@ class QemuImg:
         is copied; qemu-img takes that as a remark, and opens it through the target alone.
 
         ``shared`` reads an image that a QEMU has open for writing: right for a frozen internal snapshot alone.
-        ``label`` is the source's name for people. ``direct`` writes past the page cache (-t none); otherwise through it. The caller syncs.
+        ``label`` is the source's name for people. ``direct`` writes past the page cache (-t none); otherwise through it, from which
+        what is written to the file open as ``flush`` is brought to the disk meanwhile. The caller syncs.
         """
         argv = ["convert", "-q", "-f", source_format, "-O", target_format, "-W", "-m", "16"]
         argv += ["-t", "none" if direct else "writeback", *_options(options)]
@@ -181,7 +223,7 @@ class QemuImg:
         if backing is not None:
             argv += ["-B", backing[0], "-F", backing[1]]
         fds = _fds(pass_fds, source, writes=target)
-        self._run([*argv, "--", source, target], what=f"copy {label or repr(source)}", pass_fds=fds)
+        self._run([*argv, "--", source, target], what=f"copy {label or repr(source)}", pass_fds=fds, flush=flush)
 
     def measure(
         self,
@@ -239,16 +281,29 @@ class QemuImg:
         first_format: str,
         second: str,
         second_format: str,
+        capacity: int = 0,
         pass_fds: Sequence[int] = (),
         label: str | None = None,
     ) -> None:
-        """Make sure that a guest would see the same in both; the longer one has to end in zeros."""
-        argv = ["compare", "-q", "-f", first_format, "-F", second_format, "--", first, second]
-        done = self._runner([self._find(), *argv], _fds(pass_fds, first, second), False)
-        if done.returncode == 1:
-            raise ToolFailed(f"The copy of {label or repr(first)} differs from it, so it was dropped. Check the storage, then run again.")
-        if done.returncode != 0:
-            raise _failure(f"compare {label or repr(first)} with its copy", done)
+        """Make sure that a guest would see the same in both; the longer one has to end in zeros.
+
+        ``capacity``: bytes that both have at least. Large ones are compared in pieces, side by side.
+        """
+        fds = _fds(pass_fds, first, second)
+        begin = [self._find(), "compare", "-q"]
+        pieces = _pieces(capacity) if _is_divisible(first) and _is_divisible(second) else []
+        if pieces:
+            parts = [(_piece_of(first, first_format, *piece), _piece_of(second, second_format, *piece)) for piece in pieces]
+            ended = self._team_runner([[*begin, "-f", "raw", "-F", "raw", "--", *part] for part in parts], fds)
+        else:
+            ended = [self._runner([*begin, "-f", first_format, "-F", second_format, "--", first, second], fds, False)]
+        for done in ended:
+            if done.returncode == 1:
+                raise ToolFailed(
+                    f"The copy of {label or repr(first)} differs from it, so it was dropped. Check the storage, then run again."
+                )
+            if done.returncode != 0:
+                raise _failure(f"compare {label or repr(first)} with its copy", done)
 
     def check(self, *, path: str, image_format: str, pass_fds: Sequence[int] = ()) -> bool:
         """Check an image's structure; returns whether it is free of leaked clusters, which waste space but harm nothing."""
@@ -259,9 +314,9 @@ class QemuImg:
         return done.returncode == 0
 
     def _run(
-        self, arguments: Sequence[str], *, what: str, pass_fds: Sequence[int] = (), limited: bool = False
+        self, arguments: Sequence[str], *, what: str, pass_fds: Sequence[int] = (), limited: bool = False, flush: int | None = None
     ) -> str:
-        done = self._runner([self._find(), *arguments], pass_fds, limited)
+        done = self._runner([self._find(), *arguments], pass_fds, limited, flush)
         if done.returncode == 0:
             return done.stdout
         raise _failure(what, done)
@@ -284,6 +339,34 @@ def _fds(pass_fds: Sequence[int], *reads: str, writes: str | None = None) -> Seq
     if not all(isinstance(image, Handed) and image.fd in pass_fds for image in images):
         return pass_fds
     return _landlock.Only(pass_fds, [writes.fd] if isinstance(writes, Handed) else [])
+
+
+def _pieces(capacity: int) -> list[tuple[int, int | None]]:
+    """Where the pieces of an image begin and how long they are, the last one to its end; none when it is small."""
+    count = min(_PIECES, capacity // _LEAST_PIECE)
+    if count < 2:
+        return []
+    length = capacity // count >> 20 << 20
+    return [(number * length, length if number < count - 1 else None) for number in range(count)]
+
+
+def _is_divisible(location: str) -> bool:
+    return location.startswith(("json:", "/"))
+
+
+def _piece_of(location: str, image_format: str, start: int, length: int | None) -> str:
+    """A part of what a guest would see of an image, as an image of its own (QEMU's raw driver with an offset)."""
+    node = json.loads(location[len("json:") :]) if location.startswith("json:") else _node(image_format, location)
+    piece: dict[str, Any] = {"driver": "raw", "offset": start, "file": node}
+    if length is not None:
+        piece["size"] = length
+    return f"json:{json.dumps(piece, separators=(',', ':'))}"
+
+
+def _node(image_format: str, path: str) -> dict[str, Any]:
+    """A file or block device as QEMU's -blockdev has it."""
+    driver = "host_device" if stat.S_ISBLK(os.stat(path).st_mode) else "file"
+    return {"driver": image_format, "file": {"driver": driver, "filename": path}}
 
 
 def _options(options: Mapping[str, str]) -> list[str]:

@@ -16,6 +16,7 @@ from . import _libvirt
 from ._errors import Exchanged, StorageError, ToolMissing
 from ._inventory import Host
 from ._model import Volume
+from ._os_errors import explain
 from ._requests import warn_of_blanks
 from ._steps import Plan
 
@@ -164,6 +165,10 @@ class _failures(contextlib.AbstractContextManager):  # type: ignore[type-arg]
         self._module = module
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, OSError):
+            # Met while looking, where a disk that fails may refuse anything; what is done to volumes is explained where it is done.
+            about = f" with {error.filename!r}" if error.filename else ""
+            error = explain(error, f"go on{about}")
         if isinstance(error, StorageError):
             self._module.fail_json(msg=error.msg, reason=error.reason, **error.facts)
 

@@ -20,6 +20,7 @@ from ._errors import (
 from ._image_header import SnapshotEntry
 from ._inventory import Host, Image
 from ._model import Pool
+from ._os_errors import explain
 from ._steps import Grow, Source, VolumePlan
 from ._xml import DiskDef, SnapshotDisk
 
@@ -91,6 +92,8 @@ def find_snapshot(host: Host, *, snapshot: str, volume: str, pool: Pool) -> tupl
             "snapshot_volume and snapshot_pool; volume_info lists what is there.",
             volume=volume,
         )
+    if image.failure is not None:
+        raise explain(image.failure, f"look at volume {volume!r} of pool {pool.name!r}")
     if pool.type in ("rbd", "zfs"):
         raise Unsupported(
             f"Volume {volume!r} lies in pool {pool.name!r} of type {pool.type}, whose own snapshots aren't read here: make a volume of one "
@@ -104,6 +107,8 @@ def find_snapshot(host: Host, *, snapshot: str, volume: str, pool: Pool) -> tupl
 
 def assert_readable(host: Host, image: Image, where: str) -> None:
     """Refuse images that must not be let near a tool, and chains that leave the pools; raises UnsafeImage, Unsupported."""
+    if image.failure is not None:
+        raise explain(image.failure, f"look at the {where}")
     if image.distrust is not None:
         raise UnsafeImage(f"The {where} is not safe to read: {image.distrust}.", path=image.path)
     if image.capacity == 0:

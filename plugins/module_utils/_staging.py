@@ -207,15 +207,20 @@ def sync_directory(path: str) -> None:
 def hide_for_wiping(directory: str, name: str) -> tuple[str, int]:
     """Take a volume's name away in one step, so that nobody meets it half wiped; returns hidden path and fd."""
     hidden = f"{_DOOMED}{secrets.token_hex(8)}"
-    with explained(f"hide volume {name!r} of {directory!r}"), _opened_directory(directory) as directory_fd:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(explained(f"hide volume {name!r} of {directory!r}"))
+        directory_fd = stack.enter_context(_opened_directory(directory))
         try:
             fd = os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory_fd)
         except FileNotFoundError:
             raise Exchanged(f"Volume {name!r} of {directory!r} went away before it could be wiped.", volume=name) from None
+        closed = stack.enter_context(contextlib.ExitStack())
+        closed.callback(os.close, fd)
         _claim(fd)
         os.rename(name, hidden, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
         with explained(f"sync the going of volume {name!r}", changed=True):
             os.fsync(directory_fd)
+        closed.pop_all()
     return os.path.join(directory, hidden), fd
 
 

@@ -231,3 +231,4 @@ class Facts(NamedTuple):
     loop_devices: tuple[str, ...] = ()
     names: int = 1  # of its file (hard links)
     snapshots: tuple[str, ...] = ()  # the storage's own, which hold an RBD image
+    unread: str | None = None  # what of the active pools can't be read by now, so that it may be built on anything

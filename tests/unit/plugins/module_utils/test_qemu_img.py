@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from ansible_collections.hypervisor.storage.plugins.module_utils._errors import 
     VolumeInUse,
 )
 from ansible_collections.hypervisor.storage.plugins.module_utils._landlock import Handed, Only
-from ansible_collections.hypervisor.storage.plugins.module_utils._qemu_img import Completed, Measure, QemuImg, run_tool
+from ansible_collections.hypervisor.storage.plugins.module_utils._qemu_img import Completed, Measure, QemuImg, run_team, run_tool
 
 needs_qemu = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
 
@@ -40,7 +41,8 @@ class Script:
         self.answers = list(answers)
         self.calls: list[tuple[list[str], tuple[int, ...], bool]] = []
 
-    def __call__(self, argv: Sequence[str], pass_fds: Sequence[int], limited: bool) -> Completed:
+    def __call__(self, argv: Sequence[str], pass_fds: Sequence[int], limited: bool, flush: int | None = None, /) -> Completed:
+        self.flushed = flush
         self.calls.append((list(argv[1:]), tuple(pass_fds), limited))
         return self.answers.pop(0) if self.answers else Completed(0, MEASURED, "")
 
@@ -201,7 +203,7 @@ def test_measure_tells_both_numbers() -> None:
 def test_the_program_is_found_once(program: Path) -> None:
     seen: list[str] = []
 
-    def runner(argv: Sequence[str], pass_fds: Sequence[int], limited: bool) -> Completed:
+    def runner(argv: Sequence[str], pass_fds: Sequence[int], limited: bool, flush: int | None = None, /) -> Completed:
         seen.append(argv[0])
         return Completed(0, "", "")
 
@@ -299,6 +301,28 @@ def test_descriptors_are_passed_on_only_when_asked(tmp_path: Path) -> None:
 
 def test_a_signal_is_a_negative_code() -> None:
     assert run_tool(["sh", "-c", "kill -KILL $$"], (), False).returncode == -signal.SIGKILL
+
+
+def test_what_a_tool_writes_is_flushed_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what the disk says to that is heard, since it says so once."""
+    monkeypatch.setattr(_qemu_img, "_FLUSH_SECONDS", 0.01)
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", flushed.append)
+    assert run_tool(["sh", "-c", "sleep 0.2; echo done"], (), False, 7) == Completed(0, "done\n", "")
+    assert flushed
+    assert set(flushed) == {7}
+    flushed.clear()
+    assert run_tool(["sh", "-c", "sleep 0.1"], (), False).returncode == 0
+    assert not flushed
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fdatasync", full)
+    note = tmp_path / "pid"
+    with pytest.raises(OSError, match="No space left"):
+        run_tool(["sh", "-c", f"echo $$ > {note}; exec sleep 60"], (), False, 7)
+    assert not is_alive(int(note.read_text()))
 
 
 def test_a_tool_dies_with_its_parent(tmp_path: Path) -> None:
@@ -413,6 +437,64 @@ def test_measure_for_real(tmp_path: Path) -> None:
     assert (tmp_path / "copy").stat().st_size <= measured.required < 2 * MIB < measured.fully_allocated
     empty = QemuImg().measure_empty(capacity=4 * MIB, image_format="qcow2", options={"cluster_size": "4096"})
     assert empty.required < MIB < empty.fully_allocated
+
+
+@needs_qemu
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+def test_compare_in_pieces(tmp_path: Path, image_format: str) -> None:
+    """Large images, side by side: a difference of one byte is found wherever it is, and at the seams too."""
+    size = 515 * MIB + 512
+    first, second, longer = (tmp_path / name for name in ("first", "second", "longer"))
+    for path in (first, second):
+        QemuImg().create(path=str(path), image_format=image_format, capacity=size, options={})
+    QemuImg().create(path=str(longer), image_format="raw", capacity=size + MIB, options={})
+    starts = [start for start, _length in _qemu_img._pieces(size)]
+    assert len(starts) == 8
+
+    def write(path: Path, as_format: str, at: int, value: int) -> None:
+        run("qemu-io", "-f", as_format, "-c", f"write -q -P {value} {at} 512", path)
+
+    def compare(other: Path, other_format: str) -> None:
+        QemuImg().compare(first=str(first), first_format=image_format, second=str(other), second_format=other_format, capacity=size)
+
+    compare(second, image_format)
+    compare(longer, "raw")
+    for at in (0, *(start + offset for start in starts[1:] for offset in (-512, 0)), size - 512):
+        write(second, image_format, at, 7)
+        with pytest.raises(ToolFailed, match="differs"):
+            compare(second, image_format)
+        write(second, image_format, at, 0)
+    compare(second, image_format)
+    write(longer, "raw", size + MIB - 512, 7)
+    with pytest.raises(ToolFailed, match="differs"):
+        compare(longer, "raw")
+    with pytest.raises(ToolFailed, match="Cannot compare"):
+        compare(second, "qcow2" if image_format == "raw" else "vmdk")
+
+
+@pytest.mark.usefixtures("program")
+def test_no_further_piece_is_compared_after_a_difference() -> None:
+    asked: list[str] = []
+
+    def team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int]) -> list[Completed]:
+        asked.extend(argv[-1] for argv in argvs)
+        return [Completed(0, "", ""), Completed(1, "", "")]
+
+    with pytest.raises(ToolFailed, match="differs"):
+        QemuImg(team_runner=team).compare(
+            first="json:{}", first_format="qcow2", second="json:{}", second_format="qcow2", capacity=200 * MIB
+        )
+    assert [json.loads(location[5:]) for location in asked] == [
+        {"driver": "raw", "offset": start * MIB, "file": {}, **({"size": 66 * MIB} if start < 132 else {})} for start in (0, 66, 132)
+    ]
+
+
+def test_a_team_ends_at_the_first_failure(tmp_path: Path) -> None:
+    began = time.monotonic()
+    argvs = [["true"], ["false"], ["sleep", "60"], ["touch", str(tmp_path / "late")]]
+    assert [done.returncode for done in run_team(argvs, ())] == [0, 1]
+    assert time.monotonic() - began < 30
+    assert not (tmp_path / "late").exists()
 
 
 @needs_qemu

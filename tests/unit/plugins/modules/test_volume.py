@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -428,3 +429,28 @@ def test_who_has_respawned_does_not_do_so_again(bare: Hypervisor, monkeypatch: p
     monkeypatch.setattr(respawn, "has_respawned", lambda: True)
     monkeypatch.setattr(respawn, "probe_interpreters_for_module", lambda paths, name: pytest.fail("it was asked"))
     assert bare.run(volume, name="web", size="1M")["reason"] == "tool_missing"
+
+
+@pytest.mark.parametrize("what", ["directory", "volume"])
+def test_deleting_while_another_pool_cannot_be_read(lab: Hypervisor, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """What can't be read may be built on the volume."""
+    other = lab.add_pool("other")
+    lab.run(volume, name="a", size="1M")
+    lab.run(volume, name="b", pool="other", size="1M")
+    broken = str(other if what == "directory" else other / "b")
+    name = "scandir" if what == "directory" else "open"
+    real = getattr(os, name)
+
+    def fails(path: object, *args: object, **kwargs: object) -> object:
+        if path == broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, name, fails)
+    result = lab.predict_and_run(volume, name="a", state="absent")
+    assert result["failed"] and result["reason"] == "tool_failed"
+    assert "whether others are built on it can't be told" in result["msg"] and "Input/output error" in result["msg"]
+    assert (repr(broken) if what == "directory" else "'b' of pool 'other'") in result["msg"]
+    assert lab.run(volume, name="c", size="1M")["changed"], "what harms nobody goes on"
+    monkeypatch.setattr(os, name, real)
+    assert lab.run(volume, name="a", state="absent")["changed"]

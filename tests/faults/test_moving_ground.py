@@ -17,61 +17,15 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from ansible_collections.hypervisor.storage.plugins.module_utils import _landlock
-from ansible_collections.hypervisor.storage.plugins.modules import volume, volume_clone, volume_compress, volume_resize
 from ansible_collections.hypervisor.storage.tests.unit.fake_hypervisor import Hypervisor
+from ansible_collections.hypervisor.storage.tests.faults.works import INDEPENDENT, MIB, WORKS, content_of, lay_out, make_masters, wish_of
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
-
-MIB = 1024**2
-
-
-class Work(NamedTuple):
-    """A module's wish, the file that is tampered with, and what may be said when it is gone (``None``: all is well)."""
-
-    module: ModuleType
-    wish: dict[str, Any]
-    reasons: set[str | None]
-    victim: str = "a"
-
-
-WORKS = {
-    "full copy of a template": Work(volume, {"name": "b", "template": "a", "clone_mode": "full"}, {"template_not_found"}),
-    "full copy of a path": Work(volume, {"name": "b", "template": "{0}/a", "clone_mode": "full"}, {"template_not_found"}),
-    "overlay of a template": Work(volume, {"name": "b", "template": "a"}, {"template_not_found"}),
-    "overlay of a path": Work(volume, {"name": "b", "template": "{0}/a"}, {"template_not_found"}),
-    "overlay of an overlay": Work(volume, {"name": "b", "template": "over"}, {"unsafe_image"}),
-    "full copy of an overlay": Work(volume, {"name": "b", "template": "over", "clone_mode": "full"}, {"unsafe_image"}),
-    "comparison with a template": Work(volume, {"name": "over", "template": "a"}, {"template_not_found"}),
-    "restore": Work(volume, {"name": "b", "snapshot": "s", "snapshot_volume": "a"}, {"volume_not_found"}),
-    "clone": Work(volume_clone, {"name": "b", "source": "a"}, {"volume_not_found"}),
-    "verified clone": Work(volume_clone, {"name": "b", "source": "a", "verify": True}, {"volume_not_found"}),
-    "clone of an overlay": Work(volume_clone, {"name": "b", "source": "over"}, {"unsafe_image"}),
-    "clone of raw": Work(volume_clone, {"name": "b", "source": "r"}, {"volume_not_found"}, "r"),
-    "clone of an overlay of raw": Work(volume_clone, {"name": "b", "source": "over-r"}, {"unsafe_image"}, "r"),
-    "verified clone of an overlay of raw": Work(
-        volume_clone, {"name": "b", "source": "over-r", "verify": True, "format": "raw"}, {"unsafe_image"}, "r"),
-    "restore of an overlay": Work(volume, {"name": "b", "snapshot": "t", "snapshot_volume": "over-r"}, {"unsafe_image"}, "r"),
-    "growth of an overlay": Work(volume_resize, {"name": "over-r", "size": "3M"}, {"unsafe_image"}, "r"),
-    "rewrite of an overlay": Work(
-        volume_compress, {"name": "over", "method": "zeros", "compression": "zlib", "min_reclaim": "64K"}, {"unsafe_image"}),
-    "growth": Work(volume_resize, {"name": "alone", "size": "3M"}, {"volume_not_found"}, "alone"),
-    "growth of raw": Work(volume_resize, {"name": "r", "size": "3M"}, {"volume_not_found"}, "r"),
-    "compression": Work(
-        volume_compress, {"name": "alone", "method": "zeros", "min_reclaim": "64K"}, {"volume_not_found"}, "alone"),
-    "rewrite": Work(
-        volume_compress, {"name": "alone", "method": "zeros", "compression": "zlib", "min_reclaim": "64K"},
-        {"volume_not_found"}, "alone"),
-    "delete": Work(volume, {"name": "alone", "state": "absent"}, {None}, "alone"),
-    "delete with wipe": Work(volume, {"name": "alone", "state": "absent", "wipe": True}, {None}, "alone"),
-}  # fmt: skip
-#: These don't need the file any more once they are done.
-INDEPENDENT = [name for name in WORKS if "copy" in name or "clone" in name or "restore" in name]
 
 
 class Tamperer:
@@ -106,34 +60,9 @@ class Tamperer:
         return first == self._path or (first == os.path.basename(self._path) and kwargs.get("dir_fd") is not None)
 
 
-def content_of(path: Path, fmt: str) -> bytes:
-    """What a guest reads."""
-    target = path.parent.parent / "content"
-    subprocess.run(["qemu-img", "convert", "-f", fmt, "-O", "raw", path, target], check=True)
-    return target.read_bytes()
-
-
 @pytest.fixture(scope="module")
 def masters(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What each run starts from: images of the same data."""
-    directory = tmp_path_factory.mktemp("masters")
-    (directory / "r").write_bytes(os.urandom(MIB) + bytes(MIB))
-    run = functools.partial(subprocess.run, check=True, cwd=directory)
-    run(["qemu-img", "create", "-q", "-f", "qcow2", "a", "2M"])
-    run(["qemu-io", "-f", "qcow2", "-c", "write -q -s r 0 2M", "a"])
-    shutil.copy(directory / "a", directory / "alone")
-    run(["qemu-img", "snapshot", "-c", "s", "a"])
-    run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", "a", "-F", "qcow2", "over", "2M"])
-    run(["qemu-io", "-f", "qcow2", "-c", "write -q -s r 0 512k", "over"])
-    run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", "r", "-F", "raw", "over-r", "2M"])
-    run(["qemu-img", "snapshot", "-c", "t", "over-r"])
-    return directory
-
-
-def lay_out(lab: Hypervisor, masters: Path) -> None:
-    shutil.rmtree(lab.directory)
-    shutil.copytree(masters, lab.directory)
-    lab.connection.refresh(lab.connection.pool("default"))
+    return make_masters(tmp_path_factory.mktemp("masters"))
 
 
 SECRET = b"a line that only the host may read\n" * 64
@@ -202,7 +131,7 @@ def test_something_hostile_comes_in_its_place(
     tamperer = Tamperer(monkeypatch)
     work = WORKS[name]
     victim = lab.directory / work.victim
-    wish = {key: value.format(lab.directory) if key == "template" else value for key, value in work.wish.items()}
+    wish = wish_of(work, lab)
     harm_it = functools.partial(HARMS[harm], victim, secret, traps)
 
     moment = 0
@@ -233,7 +162,7 @@ def test_file_goes_at_any_moment(
     tamperer = Tamperer(monkeypatch)
     work = WORKS[name]
     victim = lab.directory / work.victim
-    wish = {key: value.format(lab.directory) if key == "template" else value for key, value in work.wish.items()}
+    wish = wish_of(work, lab)
 
     def harm_it() -> None:
         if harm == "deleted":

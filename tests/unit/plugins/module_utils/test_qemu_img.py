@@ -173,7 +173,7 @@ def test_arguments(
 def test_who_is_handed_all_may_open_no_more(function: str, arguments: dict[str, Any], written: set[int]) -> None:
     seen: list[Sequence[int]] = []
 
-    def runner(argv: Sequence[str], pass_fds: Sequence[int], limited: bool) -> Completed:
+    def runner(argv: Sequence[str], pass_fds: Sequence[int], limited: bool, flush: int | None = None, /) -> Completed:
         seen.append(pass_fds)
         return Completed(0, MEASURED, "")
 
@@ -187,7 +187,7 @@ def test_who_is_handed_all_may_open_no_more(function: str, arguments: dict[str, 
 def test_who_finds_an_image_by_name_is_not_confined(source: str) -> None:
     seen: list[Sequence[int]] = []
 
-    def runner(argv: Sequence[str], pass_fds: Sequence[int], limited: bool) -> Completed:
+    def runner(argv: Sequence[str], pass_fds: Sequence[int], limited: bool, flush: int | None = None, /) -> Completed:
         seen.append(pass_fds)
         return Completed(0, MEASURED, "")
 
@@ -470,6 +470,19 @@ def test_compare_in_pieces(tmp_path: Path, image_format: str) -> None:
         compare(longer, "raw")
     with pytest.raises(ToolFailed, match="Cannot compare"):
         compare(second, "qcow2" if image_format == "raw" else "vmdk")
+
+
+@pytest.mark.usefixtures("program")
+def test_pieces_are_compared_by_who_may_open_no_more() -> None:
+    handed: list[Sequence[int]] = []
+
+    def team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int]) -> list[Completed]:
+        handed.append(pass_fds)
+        return [Completed(0, "", "")] * len(argvs)
+
+    images = {"first": Handed(8, "json:{}"), "second": Handed(9, "json:{}")}
+    QemuImg(team_runner=team).compare(**images, first_format="qcow2", second_format="qcow2", capacity=200 * MIB, pass_fds=(8, 9))
+    assert isinstance(handed[0], Only) and set(handed[0]) == {8, 9} and not handed[0].written
 
 
 @pytest.mark.usefixtures("program")

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from . import _directory, _locks, _os_errors
-from ._errors import Exchanged, InsufficientSpace, VolumeMismatch
+from ._errors import Exchanged, StorageError, VolumeMismatch
 from ._landlock import Handed
 from ._names import STAGING_PREFIX
 
@@ -238,7 +238,7 @@ def wipe_and_remove(hidden_path: str, fd: int) -> None:
 def sweep(directory: str) -> list[str]:
     """Remove what killed runs left in a pool's directory, and nothing that a living run holds; returns names.
 
-    What was on its way to be wiped is wiped to the end; where there is no room for the zeros, it is left for another run.
+    What was on its way to be wiped is wiped to the end; where that fails, it is left for another run, and stops nobody.
     """
     removed = []
     for name in _leftovers(directory):
@@ -256,7 +256,7 @@ def sweep(directory: str) -> list[str]:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
             removed.append(name)
-        except InsufficientSpace:  # of a file system that writes elsewhere; this run may be the one that makes room
+        except StorageError:  # no room on a file system that writes elsewhere, which this run may be about to make; a bad disk
             continue
         finally:
             os.close(fd)

@@ -439,3 +439,23 @@ def test_a_directory_is_put_on_stable_storage(pool: Path) -> None:
     _staging.sync_directory(str(pool))
     with pytest.raises(ToolFailed):
         _staging.sync_directory(str(pool / "gone"))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
+def test_what_cannot_be_wiped_stops_no_other_run(pool: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """It stays where it is, for a run that can."""
+    (pool / "a").write_bytes(b"secret" * 4096)
+    hidden, fd = _staging.hide_for_wiping(str(pool), "a")
+    os.close(fd)
+    other = pool / ".hypervisor.storage-partial-0123456789abcdef"
+    other.write_bytes(b"left")
+
+    def fails(*arguments: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", fails)
+        assert sweep(str(pool)) == [other.name]
+    assert Path(hidden).read_bytes() == b"secret" * 4096
+    assert sweep(str(pool)) == [os.path.basename(hidden)]
+    assert os.listdir(pool) == []

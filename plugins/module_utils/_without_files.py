@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from ._steps import CopyImage, CreateBlank, Delete, Source
 
 _PARTIAL = STAGING_PREFIX + "partial-"
 _DOOMED = STAGING_PREFIX + "doomed-"
+_WATCH_SECONDS = 40.0  # Ceph's osd_client_watch_timeout is 30
 
 
 class Hidden(NamedTuple):
@@ -104,7 +106,22 @@ def sweep(host: Host, pool: Pool) -> None:
             if name.startswith(_DOOMED):
                 _wipe(host, pool, name)
             else:
-                host.connection.delete_volume(pool, name)
+                _delete_leftover(host, pool, name)
+
+
+def _delete_leftover(host: Host, pool: Pool, name: str) -> None:
+    """Ceph takes the client of a killed run for alive for half a minute; what is in use after that is left to another run."""
+    deadline = time.monotonic() + _WATCH_SECONDS
+    while True:
+        try:
+            host.connection.delete_volume(pool, name)
+            return
+        except LibvirtError:
+            if pool.type != "rbd" or not host.ceph(pool).watchers(name):
+                raise
+        if time.monotonic() > deadline:
+            return
+        time.sleep(1)
 
 
 def _delete_named(host: Host, step: Delete) -> None:

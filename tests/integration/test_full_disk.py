@@ -87,7 +87,8 @@ def test_space_is_stolen(full, masters, name):
                 wait_until(lambda: at_work_in(full.path) == [])
                 assert sorted(os.listdir(full.path)) == sorted([*kind.before, "bystander"])
                 if name != "resize qcow2":  # new metadata of a qcow2 stays for the next try
-                    assert abs(free(full.path) - at_first) <= 128 * 1024, (free(full.path), at_first)
+                    # Under load ext4 was seen to take 257 KiB for itself; what a run would leave is some MiB.
+                    wait_until(lambda: abs(free(full.path) - at_first) <= 512 * 1024, timeout=10)  # noqa: B023
                 kind.assert_nothing_lost(full.path)
                 result = run_module(kind.module, params)
             assert not result.get("failed"), result

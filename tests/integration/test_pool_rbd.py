@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -426,6 +427,10 @@ def test_compress_is_for_files(image, refused):
     refused("unsupported", "volume_compress", name=image())
 
 
+def is_watched(ceph, image):
+    return bool(json.loads(ceph.rbd("status", f"{POOL}/{image}", "--format", "json"))["watchers"])
+
+
 # -- when it is interrupted --------------------------------------------------------------------------
 
 
@@ -434,12 +439,13 @@ def test_killed_copy_leaves_no_volume_and_the_next_run_clears_up(ceph, hyperviso
     (files / "src").write_bytes(noise(96 * MIB))
     wish = {"uri": hypervisor.uri, "pool": "ceph", "source": "src", "source_pool": files.name, "name": "b"}
     process = start_module("volume_clone", wish)
-    wait_until(lambda: any(name.startswith(HIDDEN) for name in ceph.images()))
+    wait_until(lambda: any(name.startswith(HIDDEN) and is_watched(ceph, name) for name in ceph.images()))
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert [name for name in ceph.images() if not name.startswith(HIDDEN)] == []
     assert on_rbd("volume_info")["volumes"] == []
-    assert on_rbd("volume_clone", **wish)["changed"]
+    result = on_rbd("volume_clone", **wish)
+    assert result.get("changed"), result
     assert ceph.images() == ["b"] and sha(content(ceph, "b")) == sha(noise(96 * MIB))
 
 
@@ -449,7 +455,8 @@ def test_work_in_progress_is_no_leftover(ceph, hypervisor, rbd, make_pool, on_rb
     wish = {"uri": hypervisor.uri, "pool": "ceph", "source": "src", "source_pool": files.name}
     process = start_module("volume_clone", {**wish, "name": "b"})
     wait_until(lambda: any(name.startswith(HIDDEN) for name in ceph.images()))
-    assert on_rbd("volume", name="c", size="1M")["changed"]
+    result = on_rbd("volume", name="c", size="1M")
+    assert result.get("changed"), result
     assert finish_module(process)["changed"]
     assert sorted(ceph.images()) == ["b", "c"]
 

@@ -53,7 +53,8 @@ class Completed(NamedTuple):
 class Runner(Protocol):
     """What run_tool() does."""
 
-    def __call__(self, argv: Sequence[str], pass_fds: Sequence[int], limited: bool, flush: int | None = None, /) -> Completed: ...
+    def __call__(self, argv: Sequence[str], pass_fds: Sequence[int], limited: bool, flush: int | None = None, /) -> Completed:
+        """Run a tool to its end."""
 
 
 #: What run_team() does.

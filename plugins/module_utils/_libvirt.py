@@ -259,16 +259,20 @@ class Connection:
             raise _as_ours(error, f"start a backup job on domain {domain_uuid}") from error
         return True
 
-    def finished_backup(self, domain_uuid: str) -> str | None:
-        """``None`` while the backup job runs, else ``""`` for success or what went wrong."""
-        with _translate(f"watch the backup job of domain {domain_uuid}"):
-            domain = self._handle.lookupByUUIDString(domain_uuid)
-            if domain.jobInfo()[0] not in (libvirt.VIR_DOMAIN_JOB_NONE, libvirt.VIR_DOMAIN_JOB_COMPLETED):
-                return None
-            done = domain.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED)
-        if done.get("type") == libvirt.VIR_DOMAIN_JOB_COMPLETED and done.get("success", True):
-            return ""
-        return str(done.get("errmsg") or "the job ended without success")
+    def backup_result(self, domain_uuid: str) -> tuple[str, float]:
+        """How the domain's last backup job ended and how long it took: ``""`` for success or what went wrong, and seconds.
+
+        The statistics stay with libvirt, so that others can read them too (VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED).
+        """
+        flags = libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED | libvirt.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED
+        with _translate(f"ask how the backup job of domain {domain_uuid} ended"):
+            done = self._handle.lookupByUUIDString(domain_uuid).jobStats(flags)
+        if done.get(libvirt.VIR_DOMAIN_JOB_OPERATION) != libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP:
+            return "libvirt no longer knows how it ended (another job followed, or a program took the record of it)", 0.0
+        seconds = done.get(libvirt.VIR_DOMAIN_JOB_TIME_ELAPSED, 0) / 1000
+        if done.get("type") == libvirt.VIR_DOMAIN_JOB_COMPLETED and done.get(libvirt.VIR_DOMAIN_JOB_SUCCESS, True):
+            return "", seconds
+        return str(done.get(libvirt.VIR_DOMAIN_JOB_ERRMSG) or "the job ended without success"), seconds
 
     def limit_job(self, domain_uuid: str, target: str, speed: int) -> bool:
         """Let the job of a disk copy no more than ``speed`` bytes a second, 0 for no limit; whether it took that."""

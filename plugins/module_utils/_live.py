@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from . import _holes, _libvirt, _staging, _xml
+from . import _holes, _libvirt, _locks, _staging, _xml
 from ._errors import InsufficientSpace, Locked, StorageError, ToolFailed
 from ._libvirt import Connection
 from ._model import Attachment
@@ -56,12 +56,11 @@ def copy_running_disk(step: CopyImage, *, staged: Staged, qemu_img: QemuImg, con
         pass_fds=(staged.fd,),
     )
     document = _xml.build_backup(target=live.target, path=staged.path, image_format=step.format, others=_others(connection, live))
-    _wait_for_turn(connection, live)
-    with _guardian(connection.uri, live.domain_uuid, staged.path) as guardian:
+    with _turn(connection, live), _guardian(connection.uri, live.domain_uuid, staged.path) as guardian:
         moment = _begin(connection, live, document, guardian)
         with contextlib.ExitStack() as undo:
-            undo.callback(connection.abort_job, live.domain_uuid)
-            _wait_for_end(connection, live)
+            undo.callback(_drop_job, connection, live, staged.path)
+            _wait_for_end(connection, live, staged.path)
             undo.pop_all()
     if step.format == "raw" and step.preallocation == "off":
         # A backup job writes zeros where the disk has nothing.
@@ -90,14 +89,37 @@ def _others(connection: Connection, live: Attachment) -> list[str]:
     raise Locked(f"Domain {live.domain!r} stopped before its disk could be copied. Run again.")
 
 
-def _wait_for_turn(connection: Connection, live: Attachment) -> None:
-    """Wait until no other job is at work, while the guest isn't frozen yet."""
+@contextlib.contextmanager
+def _turn(connection: Connection, live: Attachment) -> Iterator[None]:
+    """Have the domain's jobs for this run alone, as far as runs of ours go, and none at work when it begins.
+
+    The guest isn't frozen yet. libvirt keeps the result of a domain's last job only, so the next must not begin too soon.
+    """
     deadline = time.monotonic() + JOB_TIMEOUT
-    while connection.has_job(live.domain_uuid):
-        abort_orphan(connection, live.domain_uuid)
-        if time.monotonic() > deadline:
-            raise _busy(live)
-        time.sleep(_POLL)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(_locks.hold_names(("domain", live.domain_uuid, ""), ["backup job"], timeout=JOB_TIMEOUT))
+        except Locked:
+            raise _busy(live) from None
+        while connection.has_job(live.domain_uuid):
+            abort_orphan(connection, live.domain_uuid)
+            if time.monotonic() > deadline:
+                raise _busy(live)
+            time.sleep(_POLL)
+        yield
+
+
+def _is_ours(connection: Connection, live: Attachment, path: str) -> bool:
+    """Whether the domain's backup job of now writes to ``path``."""
+    document = connection.backup_job(live.domain_uuid)
+    return document is not None and path in _xml.backup_targets(document)
+
+
+def _drop_job(connection: Connection, live: Attachment, path: str) -> None:
+    """End our job; another's that follows it is none of our business."""
+    with contextlib.suppress(StorageError):
+        if _is_ours(connection, live, path):
+            connection.abort_job(live.domain_uuid)
 
 
 def _begin(connection: Connection, live: Attachment, document: str, guardian: _Guardian) -> Moment:
@@ -164,21 +186,23 @@ def _thaw(connection: Connection, live: Attachment) -> None:
     )
 
 
-def _wait_for_end(connection: Connection, live: Attachment) -> None:
+def _wait_for_end(connection: Connection, live: Attachment, path: str) -> None:
+    began = seen = time.monotonic()
     pause = _POLL / 4
-    while True:
-        outcome = connection.finished_backup(live.domain_uuid)
-        if outcome == "":
-            return
-        if outcome is not None and tells_of_no_room(outcome):
-            raise InsufficientSpace(
-                f"The pool filled up while the backup job of domain {live.domain!r} wrote the copy, which was dropped ({outcome}). "
-                "Free space and run again."
-            )
-        if outcome is not None:
-            raise ToolFailed(f"The backup job of domain {live.domain!r} failed: {outcome}. The copy was dropped.")
+    while _is_ours(connection, live, path):
+        seen = time.monotonic()
         time.sleep(pause)
         pause = min(pause * 1.5, _POLL)
+    outcome, took = connection.backup_result(live.domain_uuid)
+    if not outcome and took < seen - began - 2 * _POLL:
+        outcome = "another backup job ended before the result of this one could be read"
+    if tells_of_no_room(outcome):
+        raise InsufficientSpace(
+            f"The pool filled up while the backup job of domain {live.domain!r} wrote the copy, which was dropped ({outcome}). "
+            "Free space and run again."
+        )
+    if outcome:
+        raise ToolFailed(f"The backup job of domain {live.domain!r} failed: {outcome}. The copy was dropped; run again.")
 
 
 def _busy(live: Attachment) -> Locked:

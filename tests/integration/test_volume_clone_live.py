@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -366,6 +367,68 @@ def test_two_at_once_take_turns(hypervisor, pool, domain):
     assert digest(pool / "b") == digest(pool / "c") == digest(pool / "a") and has_no_job(running)
 
 
+@pytest.mark.parametrize("copies", [6])
+def test_each_reads_the_result_of_its_own_job(hypervisor, pool, domain, copies):
+    """libvirt has a record of a domain's last job only; six that end and begin at about one time."""
+    make(pool / "a")
+    running = domain(disk(pool / "a"))
+    names = [f"copy-{number}" for number in range(copies)]
+    started = [start_module("volume_clone", {"uri": hypervisor.uri, "pool": pool.name, "source": "a", "name": name})
+               for name in names]
+    for result in [finish_module(process) for process in started]:
+        assert result.get("changed"), result.get("msg", result)
+    assert {digest(pool / name) for name in names} == {ALL_DATA} and has_no_job(running)
+
+
+def test_a_job_that_follows_at_once(clone, pool, domain, other_job):
+    """Somebody else's job begins as soon as ours ended, and hides how that was: no copy without knowing; theirs goes on."""
+    make(pool / "a", size=64 * MIB)
+    running = domain(disk(pool / "a"))
+    began = []
+
+    def follow():
+        deadline = time.monotonic() + 30
+        while has_no_job(running) and time.monotonic() < deadline:
+            pass
+        while not began and time.monotonic() < deadline:
+            with contextlib.suppress(libvirt.libvirtError):
+                other_job(running)
+                began.append(True)
+
+    other = threading.Thread(target=follow)
+    other.start()
+    result = clone()
+    other.join()
+    assert began and "pull" in running.backupGetXMLDesc(), "the other job goes on"
+    running.abortJob()
+    if result.get("changed"):
+        assert digest(pool / "b") == digest(pool / "a")
+    else:
+        assert result.get("reason") == "tool_failed" and "how it ended" in result["msg"], result
+        assert os.listdir(pool.path) == ["a"]
+
+
+def test_somebody_takes_the_record_of_the_job(clone, pool, domain):
+    """A program that reads and so removes libvirt's record of the last job: no telling how ours ended, so no copy."""
+    make(pool / "a", size=64 * MIB)
+    running = domain(disk(pool / "a"))
+    ended = threading.Event()
+
+    def take():
+        while not ended.is_set():
+            with contextlib.suppress(libvirt.libvirtError):
+                running.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED)
+
+    taker = threading.Thread(target=take)
+    taker.start()
+    result = clone()
+    ended.set()
+    taker.join()
+    assert result.get("reason") == "tool_failed" and "how it ended" in result["msg"], result
+    assert os.listdir(pool.path) == ["a"] and has_no_job(running)
+    assert clone().get("changed")
+
+
 # -- when it goes wrong ------------------------------------------------------------------------------
 
 
@@ -381,7 +444,7 @@ def test_killed_in_the_middle(begun, clone, pool, domain, fmt, number):
     assert not (pool / "b").exists()
     guest_writes(running, 0x42)
     result = clone()
-    assert result.get("changed"), result
+    assert result.get("changed"), result.get("msg", result)
     assert digest(pool / "b", fmt) == digest(pool / "a", fmt)
     assert sorted(os.listdir(pool.path)) == ["a", "b"]
 

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +18,10 @@ from typing import Any, Callable
 
 import libvirt
 import pytest
+from support import mounts
 from support.faults import make_masters
 from support.hypervisors import Hypervisor, Pool, domain_xml
-from support.images import MIB, file_sha, sh
+from support.images import MIB, file_sha, sh, wait_until
 from support.images import info as image_info
 from support.runs import Result, look_at, run_module
 
@@ -43,14 +45,8 @@ def masters(place: Path) -> Path:
 @pytest.fixture(scope="session")
 def small_mount(place: Path) -> Iterator[Path]:
     """A mounted ext4 of 48 MiB: real out-of-space errors, and a device whose raw bytes can be read."""
-    image, mount = place / "small.img", place / "small"
-    with image.open("wb") as file:
-        file.truncate(SMALL_FS)
-    mount.mkdir()
-    sh("mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-O", "^has_journal", image)
-    sh("mount", "-o", "loop", image, mount)
-    yield mount
-    sh("umount", mount)
+    with mounts.mounted(place / "small", SMALL_FS, mounts.PLAIN_EXT4) as mount:
+        yield mount
 
 
 @pytest.fixture(scope="session")
@@ -115,6 +111,24 @@ def at_work_in(directory: Path) -> list[str]:
                     found.append(f"{command} ({process.name})")
                     break
     return found
+
+
+def first_success(
+    attempt: Callable[[], libvirt.virDomain], process: subprocess.Popen[str], *, beside: Path | None = None
+) -> libvirt.virDomain | None:
+    """What is tried again and again beside a run, from when it works in ``beside`` on if that is given.
+
+    ``None`` when libvirt refuses it even after the run.
+    """
+    if beside is not None:
+        wait_until(lambda: at_work_in(beside) or process.poll() is not None)
+    while True:
+        over = process.poll() is not None
+        try:
+            return attempt()
+        except libvirt.libvirtError:
+            if over:
+                return None
 
 
 @pytest.fixture

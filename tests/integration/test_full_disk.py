@@ -12,6 +12,7 @@ import time
 
 import pytest
 from conftest import at_work_in
+from support import mounts
 from support.faults import CONTENT, KINDS, moments
 from support.hypervisors import Hypervisor, Pool, disk, domain_xml
 from support.images import MIB, sh, wait_until
@@ -26,15 +27,8 @@ NEEDS_NO_SPACE = ("compress in place", "delete with wipe")
 @pytest.fixture(scope="module")
 def mount(place):
     """A file system that holds all volumes of a kind of work, and little more."""
-    image, mount = place / "full.img", place / "full"
-    with image.open("wb") as file:
-        file.truncate(176 * MIB)
-    mount.mkdir()
-    sh("mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-O", "^has_journal", image)
-    sh("mount", "-o", "loop", image, mount)
-    yield mount
-    sh("umount", mount)
-    image.unlink()
+    with mounts.mounted(place / "full", 176 * MIB, mounts.PLAIN_EXT4) as mount:
+        yield mount
 
 
 @pytest.fixture(scope="module")
@@ -140,19 +134,12 @@ def test_volumes_may_not_become_so_large(hypervisor, pool, masters, name):
 @pytest.fixture(scope="module")
 def metered(place):
     """A pool whose file system is large, and may be used up to a quota alone."""
-    image, mount = place / "metered.img", place / "metered"
-    with image.open("wb") as file:
-        file.truncate(1024 * MIB)
-    mount.mkdir()
-    sh("mkfs.btrfs", "-q", image)
-    sh("mount", "-o", "loop", image, mount)
-    sh("btrfs", "quota", "enable", mount)
-    sh("btrfs", "subvolume", "create", mount / "pool")
-    own = Hypervisor(place / "sparing")
-    yield Pool(own, "metered", mount / "pool")
-    own.stop()
-    sh("umount", mount)
-    image.unlink()
+    with mounts.mounted(place / "metered", 1024 * MIB, mounts.BTRFS) as mount:
+        sh("btrfs", "quota", "enable", mount)
+        sh("btrfs", "subvolume", "create", mount / "pool")
+        own = Hypervisor(place / "sparing")
+        yield Pool(own, "metered", mount / "pool")
+        own.stop()
 
 
 def set_quota(directory, more):

@@ -17,6 +17,7 @@ import signal
 import time
 
 import pytest
+from support import mounts
 from support.faults import KINDS, Tree, moments
 from support.hypervisors import Hypervisor, Pool, disk, domain_xml
 from support.images import MIB, sh
@@ -24,40 +25,24 @@ from support.runs import finish_module, start_module
 
 MOMENTS = int(os.environ.get("HYPERVISOR_STORAGE_MOMENTS", "3"))
 FICLONE = 0x40049409
-FILE_SYSTEMS = {
-    "ext4": ["mke2fs", "-q", "-F", "-t", "ext4", "-m", "0"],
-    "xfs": ["mkfs.xfs", "-q", "-f"],
-}
+FILE_SYSTEMS = {"ext4": mounts.EXT4, "xfs": mounts.XFS}
 
 
 @pytest.fixture(scope="module")
 def floor(place):
     """A file system that can share extents, so that a disk can be copied in one step."""
-    image, mount = place / "floor.img", place / "floor"
-    with image.open("wb") as file:
-        file.truncate(2048 * MIB)
-    mount.mkdir()
-    sh("mkfs.xfs", "-q", "-f", "-m", "reflink=1", image)
-    sh("mount", "-o", "loop", image, mount)
-    yield mount
-    sh("umount", mount)
-    image.unlink()
+    with mounts.mounted(place / "floor", 2048 * MIB, mounts.XFS) as mount:
+        yield mount
 
 
 @pytest.fixture(scope="module", params=FILE_SYSTEMS)
 def device(request, place, floor):
     """A disk with a file system that nothing syncs but those who ask for it."""
-    image, mount = floor / "device", place / "powered"
-    with image.open("wb") as file:
-        file.truncate(320 * MIB)
-    mount.mkdir()
-    sh(*FILE_SYSTEMS[request.param], image)
+    image = floor / "device"
     # A commit of the journal that comes by itself would write what nobody synced.
-    sh("mount", "-o", "loop" + (",commit=3600" if request.param == "ext4" else ""), image, mount)
-    yield image
-    sh("umount", mount)
-    mount.rmdir()
-    image.unlink()
+    options = "loop" + (",commit=3600" if request.param == "ext4" else "")
+    with mounts.mounted(place / "powered", 320 * MIB, FILE_SYSTEMS[request.param], image=image, options=options):
+        yield image
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import libvirt
 import pytest
-from conftest import at_work_in
+from conftest import at_work_in, first_success
 from support.faults import CONTENT, FULL, KINDS, ON_ITS_OWN, state_of
 from support.hypervisors import disk, domain_xml, guest_writes
 from support.images import MIB, blank, content, is_locked, make, overlay, sh, sha, wait_until
@@ -220,15 +220,8 @@ def test_attached_during_compress(hypervisor, pool, compressed, name, how, early
     """It is tried again and again: the work is refused or over when it succeeds, and what the guest then writes stays."""
     kind, path = KINDS[name], pool / "a"
     process = compressed(kind)
-    if not early:
-        wait_until(lambda: at_work_in(pool.path) or process.poll() is not None)
-    guest = None
-    while guest is None:
-        over = process.poll() is not None
-        try:
-            guest = ATTACHES[how](hypervisor, path)
-        except libvirt.libvirtError:  # refused by the lock
-            assert not over, "free again"
+    guest = first_success(lambda: ATTACHES[how](hypervisor, path), process, beside=None if early else pool.path)
+    assert guest is not None, "free again"
     guest_writes(guest, 0x42)
     result = finish_module(process)
     assert not result.get("failed") or result["reason"] in ("volume_in_use", "locked"), result

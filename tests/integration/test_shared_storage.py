@@ -13,10 +13,10 @@ import time
 
 import libvirt
 import pytest
-from conftest import at_work_in
+from conftest import first_success
 from support.faults import CONTENT, GROWN, KINDS, ON_ITS_OWN
 from support.hypervisors import Hypervisor, Pool, disk, domain_xml, guest_writes
-from support.images import MIB, content, digest, is_locked, make, overlay, sh, sha, take_snapshot, wait_until
+from support.images import MIB, content, digest, is_locked, make, overlay, sh, sha, take_snapshot
 from support.images import info as image_info
 from support.runs import finish_module, look_at, run_module, start_module
 
@@ -167,15 +167,8 @@ def test_domain_of_the_other_host_that_wants_to_start(begun, other, shared, name
     kind, path = KINDS[name], shared / "a"
     fmt = kind.before["a"].format
     process = begun(kind)
-    if not early:
-        wait_until(lambda: at_work_in(shared.path) or process.poll() is not None)
-    guest = None
-    while guest is None:
-        over = process.poll() is not None
-        with contextlib.suppress(libvirt.libvirtError):  # by the lock, or since the volume is gone
-            guest = other.conn.createXML(domain_xml("there", disk(path, fmt)))
-        if over:
-            break
+    guest = first_success(  # refused by the lock, or since the volume is gone
+        lambda: other.conn.createXML(domain_xml("there", disk(path, fmt))), process, beside=None if early else shared.path)
     if guest is not None:
         guest_writes(guest, 0x42)
     result = finish_module(process)

@@ -6,31 +6,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import pytest
+from support import mounts
 from support.hypervisors import Hypervisor
 from support.images import MIB, content, digest, make, noise, overlay, sh, sha, take_snapshot, write
 
 ALL_DATA = sha(noise(2 * MIB) + bytes(2 * MIB))  # of an image of 4 MiB
-KINDS = ["xfs", "btrfs"]
+KINDS = {"xfs": mounts.XFS, "btrfs": mounts.BTRFS}
 
 
 @pytest.fixture(scope="module")
 def host(place):
     """A hypervisor that sees the mounted file systems; one that ran before they were mounted would not."""
-    for kind in KINDS:
-        image, mount = place / f"{kind}.img", place / kind
-        with image.open("wb") as file:
-            file.truncate(320 * MIB)
-        mount.mkdir()
-        sh(f"mkfs.{kind}", "-q", *(("-m", "reflink=1") if kind == "xfs" else ()), image)
-        sh("mount", "-o", "loop", image, mount)
-    running = Hypervisor(place / "sharing")
-    yield running
-    running.stop()
-    for kind in KINDS:
-        sh("umount", place / kind)
+    with contextlib.ExitStack() as stack:
+        for kind, maker in KINDS.items():
+            stack.enter_context(mounts.mounted(place / kind, 320 * MIB, maker))
+        running = Hypervisor(place / "sharing")
+        stack.callback(running.stop)
+        yield running
 
 
 @pytest.fixture(params=KINDS)

@@ -4,7 +4,7 @@
 
 """Many runs of the modules without starting Python for each; run as a program, one JSON document a line.
 
-``fork``: each run in a child, with its time and peak of memory. ``same``: all in this process, with what it holds open.
+``fork``: each run in a child, with its times and peak of memory. ``same``: all in this process, with what it holds open.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any
 MODULES = ("volume", "volume_info", "volume_resize", "volume_clone", "volume_compress")
 
 
-def call(module: str, params: dict[str, Any]) -> dict[str, Any]:
-    """The module's answer to these parameters."""
+def call(module: str, params: dict[str, Any]) -> str:
+    """The module's answer to these parameters, a JSON document of one line."""
     from ansible.module_utils import basic
 
     basic._ANSIBLE_ARGS = json.dumps({"ANSIBLE_MODULE_ARGS": {**params, "_ansible_remote_tmp": tempfile.gettempdir()}}).encode()
@@ -35,8 +35,7 @@ def call(module: str, params: dict[str, Any]) -> dict[str, Any]:
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
         importlib.import_module(f"ansible_collections.hypervisor.storage.plugins.modules.{module}").main()
-    answer: dict[str, Any] = json.loads(said.getvalue())
-    return answer
+    return said.getvalue().strip()
 
 
 def call_forked(module: str, params: dict[str, Any]) -> dict[str, Any]:
@@ -46,18 +45,19 @@ def call_forked(module: str, params: dict[str, Any]) -> dict[str, Any]:
     if child == 0:
         os.close(reader)
         with open(writer, "w") as pipe:
-            json.dump({"result": call(module, params)}, pipe)
-            pipe.flush()
-            tools = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-            ours = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            pipe.write("\n" + json.dumps({"memory": max(tools, ours) * 1024}))
+            answer = call(module, params)
+            seconds = time.monotonic() - began
+            used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+            pipe.write(json.dumps({
+                "memory": max(each.ru_maxrss for each in used) * 1024, "seconds": seconds,
+                "processor_seconds": sum(each.ru_utime + each.ru_stime for each in used)}) + "\n" + answer)
         os._exit(0)
     os.close(writer)
     with open(reader) as pipe:
         parts = [json.loads(line) for line in pipe.read().splitlines()]
     os.waitpid(child, 0)
     assert len(parts) == 2, f"{module} {params} ended without an answer"
-    return {**parts[0], **parts[1], "seconds": time.monotonic() - began}
+    return {**parts[0], "result": parts[1]}
 
 
 def serve(how: str) -> None:
@@ -68,7 +68,7 @@ def serve(how: str) -> None:
         if how == "fork":
             answer = call_forked(module, params)
         else:
-            answer = {"result": call(module, params), "descriptors": sorted(
+            answer = {"result": json.loads(call(module, params)), "descriptors": sorted(
                 os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")
             ), "threads": threading.active_count(), "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
         print(json.dumps(answer), flush=True)

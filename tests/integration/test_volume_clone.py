@@ -42,6 +42,7 @@ from support.images import (
     info as image_info,
 )
 from support.runs import finish_module, run_module, start_module
+from support.spoiled import with_spoiled_copies
 
 ALL_DATA = sha(noise(2 * MIB) + bytes(2 * MIB))  # of an image of 4 MiB
 
@@ -137,6 +138,16 @@ def test_compressed_clusters_can_be_copied(cloned, pool):
     sh("qemu-img", "convert", "-c", "-O", "qcow2", pool / "base", pool / "a")
     cloned(verify=True)
     assert digest(pool / "b") == ALL_DATA
+
+
+@pytest.mark.parametrize(("source", "wanted"), [("raw", "raw"), ("raw", "qcow2"), ("qcow2", "raw"), ("qcow2", "qcow2")])
+def test_verify_finds_a_byte_that_differs(hypervisor, clone, pool, outside, source, wanted):
+    make(pool / "a", source)
+    wish = {"uri": hypervisor.uri, "pool": pool.name, "source": "a", "name": "b", "format": wanted, "verify": True}
+    result = run_module("volume_clone", wish, prefix=with_spoiled_copies(outside))
+    assert result.get("reason") == "tool_failed" and "differs" in result["msg"] and not result.get("changed"), result
+    assert os.listdir(pool.path) == ["a"]
+    assert clone(format=wanted, verify=True)["changed"]
 
 
 @pytest.mark.parametrize(("source", "wanted"), [("raw", "raw"), ("raw", "qcow2"), ("qcow2", "raw"), ("qcow2", "qcow2")])

@@ -39,6 +39,7 @@ from support.images import (
 )
 from support.jobs import has_no_job, hold_job_of, set_speed
 from support.runs import finish_module, run_module, start_module
+from support.spoiled import with_spoiled_copies
 
 ALL_DATA = sha(noise(2 * MIB) + bytes(2 * MIB))  # of an image of 4 MiB
 
@@ -112,6 +113,17 @@ def test_copy_of_a_running_disk(cloned_live, pool, domain, source, wanted, targe
     assert (made["format"], made["capacity"]) == (wanted, 4 * MIB)
     assert digest(pool / "b", wanted) == digest(path, source)
     assert image_info(pool / "b", wanted)["virtual-size"] == 4 * MIB
+
+
+@pytest.mark.parametrize("source", ["qcow2", "raw"])
+def test_verify_finds_an_image_that_is_not_sound(hypervisor, cloned_live, pool, domain, outside, source):
+    make(pool / "a", source)
+    running = domain(disk(pool / "a", source))
+    wish = {"uri": hypervisor.uri, "pool": pool.name, "source": "a", "name": "b", "format": "qcow2", "verify": True}
+    result = run_module("volume_clone", wish, prefix=with_spoiled_copies(outside))
+    assert result.get("reason") == "tool_failed" and "sound" in result["msg"] and not result.get("changed"), result
+    assert os.listdir(pool.path) == ["a"] and has_no_job(running)
+    cloned_live(running, format="qcow2", verify=True)
 
 
 def test_copy_is_of_the_moment_when_it_began(begun, pool, domain):

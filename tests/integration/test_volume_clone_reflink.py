@@ -13,6 +13,8 @@ import pytest
 from support import mounts
 from support.hypervisors import Hypervisor
 from support.images import MIB, content, digest, make, noise, overlay, sh, sha, take_snapshot, write
+from support.runs import run_module
+from support.spoiled import with_spoiled_copies
 
 ALL_DATA = sha(noise(2 * MIB) + bytes(2 * MIB))  # of an image of 4 MiB
 KINDS = {"xfs": mounts.XFS, "btrfs": mounts.BTRFS}
@@ -65,6 +67,17 @@ def test_extents_are_shared(cloned, sharing, fmt, wish):
     data = content(sharing / "b", fmt)
     assert data[:MIB] == b"\x55" * MIB and sha(data[MIB:16 * MIB]) == sha(noise(16 * MIB)[MIB:])
     assert data[16 * MIB:] == bytes(len(data) - 16 * MIB)
+
+
+@pytest.mark.parametrize("fmt", ["qcow2", "raw"])
+def test_verify_finds_a_byte_that_differs(sharing, outside, fmt):
+    make(sharing / "a", fmt)
+    wish = {"uri": sharing.hypervisor.uri, "pool": sharing.name, "source": "a", "name": "b", "verify": True}
+    assert "reflink" in run_module("volume_clone", wish, check=True)["actions"][0]
+    result = run_module("volume_clone", wish, prefix=with_spoiled_copies(outside))
+    assert result.get("reason") == "tool_failed" and "differs" in result["msg"], result
+    assert os.listdir(sharing.path) == ["a"]
+    assert digest(sharing / "a", fmt) == ALL_DATA
 
 
 def test_shared_extents_need_no_space(checked, clone, sharing):

@@ -40,6 +40,7 @@ from support.images import (
 )
 from support.images import info as image_info
 from support.runs import finish_module, look_at, run_module, start_module
+from support.spoiled import with_spoiled_copies
 
 
 @pytest.fixture
@@ -148,9 +149,7 @@ def test_reserved_space_that_was_never_written(saved, pool):
 
 
 def test_every_other_cluster(saved, pool):
-    path = blank(pool / "a", 8 * MIB)
-    commands = [f"write -q -P {n % 2 * 7} {n * 64}k 64k" for n in range(128)]
-    sh("qemu-io", "-f", "qcow2", *(part for c in commands for part in ("-c", c)), path)
+    path = striped(pool / "a", 8 * MIB)
     before = digest(path)
     assert saved(name="a") == about(4 * MIB)
     assert digest(path) == before and sound(path)
@@ -188,6 +187,25 @@ def test_in_snapshots_too_and_only_zeros(saved, pool):
     assert views() == before and sound(path)
     sh("qemu-img", "snapshot", "-a", "one", path)
     assert content(path)[: 4 * MIB] == noise(4 * MIB)
+
+
+def test_parts_of_clusters(saved, pool):
+    """With extended L2 entries a cluster has parts that are there, zeroed, or read from below."""
+    make(pool / "base", size=4 * MIB, seed="base")
+    path = pool / "a"
+    sh("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-o", "extended_l2=on,cluster_size=128k", "-b", pool / "base", path)
+    commands = []
+    for start in range(0, 2 * MIB, 128 * KIB):  # 4 KiB are one part
+        commands += [f"write -q -P 0 {start + 8 * KIB} 32k", f"write -q -P 9 {start + 64 * KIB} 8k"]
+        commands += [f"write -q -z {start + 96 * KIB} 16k"]
+    for start in range(2 * MIB, 4 * MIB, 128 * KIB):
+        commands += [f"write -q -P 9 {start} 128k", f"write -q -z {start} 128k"]
+    sh("qemu-io", "-f", "qcow2", *(part for command in commands for part in ("-c", command)), path)
+    before = digest(path)
+    assert saved(name="a", min_reclaim="64K") > 1.9 * MIB
+    assert digest(path) == before and sound(path)
+    write(path, 3, 9 * KIB, 10)
+    assert content(path)[8 * KIB : 40 * KIB] == bytes(KIB) + b"\3" * 10 + bytes(31 * KIB - 10)
 
 
 def test_overlay_keeps_its_zeros(saved, pool):
@@ -235,6 +253,7 @@ def set_rights(path):
     path.chmod(0o640)
     os.setxattr(path, "user.note", b"mine")
     os.setxattr(path, "trusted.note", b"root's")
+    os.setxattr(path, "security.selinux", b"system_u:object_r:virt_image_t:s0\0")
     # user::rw-, user 77: r--, group::r--, mask::r--, other::--- (acl(5), linux/posix_acl_xattr.h)
     entries = ((1, 6, -1), (2, 4, 77), (4, 4, -1), (16, 4, -1), (32, 0, -1))
     acl = b"\2\0\0\0" + b"".join(
@@ -248,8 +267,18 @@ def rights(path):
     return found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode), {n: os.getxattr(path, n) for n in os.listxattr(path)}
 
 
-def test_full_pool(hypervisor, small):
-    path = dirty(small / "a", 16 * MIB)
+def striped(path, size):
+    """An image of which every other cluster holds zeros."""
+    blank(path, size)
+    commands = [f"write -q -P {n % 2 * 7} {n * 64}k 64k" for n in range(size // (64 * KIB))]
+    sh("qemu-io", "-f", "qcow2", *(part for c in commands for part in ("-c", c)), path)
+    return path
+
+
+@pytest.mark.parametrize("made", [dirty, striped])
+def test_full_pool(hypervisor, small, made):
+    """Also where the file system has to note many holes, and has not a block left to do so."""
+    path = made(small / "a", 16 * MIB)
     filler = small / "filler"
     with filler.open("wb", buffering=0) as file:
         with pytest.raises(OSError, match="No space"):
@@ -475,6 +504,19 @@ def test_what_only_one_compression_finds(compress, pool):
             result = compress(name="a", compression=compression)
             assert not result.get("failed") and result["changed"] == (result["reclaimed"] > 0), result
             assert digest(path) == before
+
+
+@pytest.mark.parametrize("compression", ["zlib", "zstd"])
+def test_rewrite_that_went_wrong_never_takes_the_place(hypervisor, compress, pool, outside, compression):
+    """It is compared with the original, which stands until then and after."""
+    path = wordy(pool / "a")
+    before = (path.stat().st_ino, path.stat().st_mtime_ns, file_sha(path))
+    wish = {"uri": hypervisor.uri, "pool": pool.name, "name": "a", "method": "zeros", "compression": compression}
+    result = run_module("volume_compress", wish, prefix=with_spoiled_copies(outside))
+    assert result.get("reason") == "tool_failed" and not result.get("changed"), result
+    assert (path.stat().st_ino, path.stat().st_mtime_ns, file_sha(path)) == before
+    assert os.listdir(pool.path) == ["a"]
+    assert compress(name="a", compression=compression)["changed"]
 
 
 @pytest.mark.parametrize("why", ["snapshot", "bitmap", "link", "names"])

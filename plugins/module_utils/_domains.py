@@ -105,7 +105,7 @@ def _add_disk(
     if place is not None:
         ident, path = place
         # A snapshot's documents tell what a disk was, not what it is: they neither attach nor state a format.
-        stated = disk.format if disk.is_disk and snapshot is None else None
+        stated = _stated_format(disk) if disk.is_disk and snapshot is None else None
         found.add(ident, use("disk" if snapshot is None else "backing", disk.readonly), stated)
         if disk.is_disk:
             for layer in below(path, disk.format):
@@ -118,6 +118,11 @@ def _add_disk(
         place = locate(ref)
         if place is not None:
             found.add(place[0], use("disk", False), None)
+
+
+def _stated_format(disk: _xml.DiskDef) -> str | None:
+    """The format that a disk's file has: with LUKS around it, a disk that is called raw begins behind a header."""
+    return "luks" if disk.encrypted and disk.format == "raw" else disk.format
 
 
 def _add_source(

@@ -31,7 +31,8 @@ def settle(*, probed: str, stated: Collection[str], marked: str | None, defined:
     ):
         if format_known == "raw" and probed != "raw":
             return Settled("raw", f"{who}, but its content looks like {probed} (a guest can write that)")
-    wanted = "qcow2" if "qcow2" in stated or (not stated and marked == "qcow2") else None
+    known = [each for each in ("qcow2", "luks") if each in stated or (not stated and marked == each)]
+    wanted = known[0] if known else None
     if wanted is not None and probed != wanted:
         return Settled(probed, f"it should be {wanted}, but its content looks like {probed}")
     return Settled(probed)

@@ -103,7 +103,7 @@ def _step_over_remains(step: Grow, path: str) -> None:
 def _grow_online(connection: Connection, step: Grow) -> None:
     _assert_grows(connection, step)
     with contextlib.ExitStack() as undo:
-        if step.format == "raw" and step.preallocation != "off" and os.path.isfile(step.path):
+        if step.format != "qcow2" and step.preallocation != "off" and os.path.isfile(step.path):
             _reserve(step, undo)
         for use in step.online:
             if use.target is not None:
@@ -121,7 +121,8 @@ def _reserve(step: Grow, undo: contextlib.ExitStack) -> None:
         size = os.fstat(fd).st_size
         # The guest writes below the end only, so what lies behind it is ours to give back.
         undo.callback(_give_back, step.path, size)
-        _reserve_behind_end(fd, size, step)
+        header = 0 if step.format == "raw" else size - read_header(fd).capacity  # of LUKS, which lies before the disk
+        _reserve_behind_end(fd, size, step, header)
     finally:
         os.close(fd)
 
@@ -168,9 +169,9 @@ def _write_zeros(fd: int, start: int, end: int, block: bytes = bytes(1 << 20)) -
         start += os.pwrite(fd, block[: end - start], start)
 
 
-def _reserve_behind_end(fd: int, size: int, step: Grow) -> bool:
+def _reserve_behind_end(fd: int, size: int, step: Grow, header: int = 0) -> bool:
     """Reserve the blocks of the added space without moving the file's end; ``False`` where the file system can't."""
-    length = step.capacity - size
+    length = step.capacity + header - size
     if length <= 0:
         return True
     libc = ctypes.CDLL(None, use_errno=True)

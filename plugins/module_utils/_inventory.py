@@ -317,7 +317,7 @@ class Host:
         header = facts.header or raw_header(facts.size)
         settled = self._settle(facts, pool, in_bulk=in_bulk)
         if settled.format == "raw":
-            # LUKS that libvirt made has format raw, too; whoever encrypted it, its content can't be read without the key.
+            # The guest may have encrypted its disk as a whole; its content can't be read without the key.
             header = raw_header(facts.size)._replace(encryption="luks" if header.format == "luks" else None)
         chain = self._reader.below(facts.path, header, facts.ident) if settled.format == "qcow2" else _chains.Chain()
         distrust = settled.conflict or facts.trouble or header.problem
@@ -349,6 +349,8 @@ class Host:
             asked = not in_bulk or self._reaches_out(facts)
             definition = self.connection.volume(pool, facts.name) if asked else None
             defined = definition.format if definition is not None else None
+            if definition is not None and definition.encrypted and defined == "raw" and probed == "luks":
+                defined = "luks"  # libvirt's way to say so; the capacity is without the header then
         return _formats.settle(probed=probed, stated=stated, marked=facts.mark, defined=defined)
 
     def _reaches_out(self, facts: _directory.FileFacts) -> bool:

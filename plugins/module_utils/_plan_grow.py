@@ -27,7 +27,7 @@ def plan_grow(*, volume: Volume, pool: Pool, size: int, preallocation: str | Non
         )
     if capacity == volume.capacity:
         return keep(volume)
-    if volume.format not in ("qcow2", "raw"):
+    if volume.format not in ("qcow2", "raw", "luks"):
         raise Unsupported(f"{_name_of(volume)} has format {volume.format}; only qcow2 and raw volumes can grow.")
     most = largest_capacity(volume.format, volume.cluster_size)
     if capacity > most:
@@ -37,7 +37,7 @@ def plan_grow(*, volume: Volume, pool: Pool, size: int, preallocation: str | Non
             f"{_name_of(volume)} has internal snapshots and is in the old format compat 0.10, which can't grow with "
             "snapshots. Upgrade it ('qemu-img amend -o compat=1.1') while no domain uses it, or delete its snapshots."
         )
-    if volume.format == "raw":
+    if volume.format in ("raw", "luks"):
         preallocation = reserve_raw(pool, preallocation)
     online = _online_disks(volume, facts)
     if volume.encrypted and volume.format != "raw" and not online:

@@ -39,6 +39,7 @@ class DiskDef(NamedTuple):
     layers: tuple[SourceRef, ...] = ()
     mirrors: tuple[SourceRef, ...] = ()  # what a running block copy writes to
     is_disk: bool = True
+    encrypted: bool = False  # QEMU encrypts it, as LUKS or in its old method
 
 
 class SnapshotDisk(NamedTuple):
@@ -201,6 +202,7 @@ def _domain_disks(root: ET.Element) -> Iterator[DiskDef]:
             source=source,
             layers=tuple(_nested(disk, "backingStore", "dataStore")),
             mirrors=tuple(_nested(disk, "mirror")),
+            encrypted=disk.find("encryption") is not None or disk.find("source/encryption") is not None,
         )
     yield from _other_storage(root)
 

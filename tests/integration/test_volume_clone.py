@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import signal
@@ -26,6 +28,8 @@ from support.images import (
     encrypted,
     file_sha,
     held_by_qemu_io,
+    luks,
+    luks_alone,
     make,
     noise,
     overlay,
@@ -41,7 +45,7 @@ from support.images import (
 from support.images import (
     info as image_info,
 )
-from support.runs import finish_module, run_module, start_module
+from support.runs import finish_module, look_at, run_module, start_module
 from support.spoiled import with_spoiled_copies
 
 ALL_DATA = sha(noise(2 * MIB) + bytes(2 * MIB))  # of an image of 4 MiB
@@ -105,6 +109,7 @@ def test_what_an_overlay_zeroed_stays_zero(cloned, pool):
 
 @pytest.mark.parametrize("options", [
     "compat=0.10", "cluster_size=4K,lazy_refcounts=on", "extended_l2=on,cluster_size=128K", "compression_type=zstd",
+    "cluster_size=32K,extended_l2=on,compression_type=zstd,lazy_refcounts=on",
     "refcount_bits=64,cluster_size=2M",
 ])
 def test_features_are_kept(cloned, pool, options):
@@ -160,6 +165,20 @@ def test_sparse_stays_sparse(checked, clone, pool, source, wanted):
     assert sh("qemu-io", "-r", "-f", wanted, "-c", f"read -P 0x33 {15 * GIB} 1M", pool / "b")
     assert "Pattern verification failed" not in sh(
         "qemu-io", "-r", "-f", wanted, "-c", f"read -P 0x33 {15 * GIB} 1M", "-c", "read -P 0 1G 1M", pool / "b")
+
+
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize(("source", "wanted"), [("raw", "raw"), ("raw", "qcow2"), ("qcow2", "raw"), ("qcow2", "qcow2")])
+def test_holes_are_not_read(hypervisor, pool, source, wanted, verify):
+    """Of 20 GiB one MiB is there: the module and its tools together read little more than themselves."""
+    blank(pool / "a", 20 * GIB, source)
+    write(pool / "a", 0x33, 15 * GIB, fmt=source)
+    params = {"uri": hypervisor.uri, "pool": pool.name, "source": "a", "name": "b", "format": wanted, "verify": verify}
+    # Of children that it has waited for, a process has the sums.
+    process = start_module("volume_clone", params, prefix=["bash", "-c", '"$@" && cat /proc/$$/io >&2', "bash"])
+    out, err = process.communicate(timeout=60)
+    assert json.loads(out)["changed"], out
+    assert int(re.search(r"rchar: (\d+)", err)[1]) < 64 * MIB, err
 
 
 @pytest.mark.parametrize(("source", "wanted"), [("qcow2", "qcow2"), ("raw", "raw")])
@@ -234,6 +253,12 @@ def test_attached_to_a_domain_that_is_off(cloned, pool, domain):
     assert digest(pool / "b") == ALL_DATA
 
 
+def test_live_is_allowed_of_what_stands_still(cloned, pool):
+    make(pool / "a")
+    cloned(consistency="live")
+    assert digest(pool / "b") == ALL_DATA
+
+
 def test_backing_layer_of_a_running_domain(cloned, pool, domain):
     domain(disk(overlay(pool / "top", make(pool / "a"))))
     cloned()
@@ -276,6 +301,44 @@ def test_existing_is_something_else(kept, pool, there, wish):
     kept("volume_mismatch", **wish)
     kept("volume_mismatch", name=["c", "b"], **wish)
     assert file_sha(pool / "b") == before and not (pool / "c").exists()
+
+
+@pytest.mark.parametrize("takes", [
+    lambda path: path.write_text("somebody's notes"), lambda path: path.mkdir(), lambda path: path.symlink_to("/nowhere/at/all"),
+    lambda path: path.write_bytes(b""), os.mkfifo,
+], ids=["text", "directory", "dangling link", "empty", "pipe"])
+def test_name_is_taken_by_what_libvirt_never_listed(clone, pool, takes):
+    make(pool / "a")
+    pool.refresh()
+    takes(pool / "b")
+    before = look_at([pool.path])
+    results = [clone(check=check) for check in (True, False)]
+    assert {result.get("reason") for result in results} in ({"volume_mismatch"}, {"unsupported"}), results
+    assert results[0]["msg"] == results[1]["msg"] and "'b'" in results[0]["msg"].replace(str(pool / "b"), "b")
+    assert look_at([pool.path]) == before
+
+
+@pytest.mark.parametrize("wanted", ["qcow2", "raw"])
+def test_name_is_taken_at_the_last_moment(hypervisor, clone, pool, wanted):
+    make(pool / "a", size=128 * MIB)
+    params = {"uri": hypervisor.uri, "pool": pool.name, "source": "a", "name": "b", "format": wanted, "verify": True}
+    for _attempt in range(20):  # the copy may be complete before it is met
+        process = start_module("volume_clone", params)
+        wait_until(lambda: process.poll() is not None or at_work_in(pool.path))  # noqa: B023
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGSTOP)
+        met = process.poll() is None and not (pool / "b").exists()
+        if met:
+            (pool / "b").write_text("somebody's notes")
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGCONT)
+        result = finish_module(process)
+        if met:
+            break
+        (pool / "b").unlink()
+    assert result.get("reason") == "volume_mismatch" and not result.get("changed"), result
+    assert (pool / "b").read_text() == "somebody's notes"
+    assert sorted(os.listdir(pool.path)) == ["a", "b"]
 
 
 # -- what is refused ---------------------------------------------------------------------------------
@@ -324,9 +387,14 @@ def test_source_pool_that_is_not_active(kept, make_pool):
     kept("pool_inactive", source_pool=images.name)
 
 
-def test_encrypted_source(kept, pool):
-    encrypted(pool / "a")
-    assert "encrypted" in kept("unsupported")["msg"]
+@pytest.mark.parametrize("wish", [{}, {"format": "raw"}, {"size": "4M"}, {"verify": True}], ids=str)
+@pytest.mark.parametrize("encrypts", [encrypted, luks, luks_alone])
+def test_encrypted_source(kept, pool, encrypts, wish):
+    """What only its own domain has the key for, in QEMU's old method, as LUKS within qcow2, and as LUKS without."""
+    encrypts(pool / "a")
+    for _time in range(2):
+        assert "encrypted" in kept("unsupported", **wish)["msg"]
+        pool.refresh()  # then libvirt has an opinion on it, too
 
 
 @pytest.mark.parametrize("fmt", ["qcow2", "raw"])

@@ -162,7 +162,9 @@ def test_chain_is_flattened(cloned_live, pool, domain):
     assert digest(pool / "b") == expected
 
 
-@pytest.mark.parametrize("options", ["compat=0.10", "cluster_size=4K", "extended_l2=on,compression_type=zstd,refcount_bits=64"])
+@pytest.mark.parametrize("options", [
+    "compat=0.10", "cluster_size=4K,lazy_refcounts=on", "extended_l2=on,compression_type=zstd,refcount_bits=64",
+])
 def test_features_are_kept(cloned_live, pool, domain, options):
     def features(name):
         found = image_info(pool / name)
@@ -459,6 +461,19 @@ def test_killed_in_the_middle(begun, clone, pool, domain, fmt, number):
     assert result.get("changed"), result.get("msg", result)
     assert digest(pool / "b", fmt) == digest(pool / "a", fmt)
     assert sorted(os.listdir(pool.path)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("fmt", ["qcow2", "raw"])
+def test_name_is_taken_in_the_middle(begun, pool, domain, fmt):
+    large(pool / "a", fmt)
+    running = domain(disk(pool / "a", fmt, cached=False))
+    process = begun(running)
+    (pool / "b").write_text("somebody's notes")
+    set_speed(running, 0)
+    result = finish_module(process)
+    assert result.get("reason") == "volume_mismatch" and not result.get("changed"), result
+    assert (pool / "b").read_text() == "somebody's notes"
+    assert sorted(os.listdir(pool.path)) == ["a", "b"] and has_no_job(running)
 
 
 def test_domain_stops_in_the_middle(begun, clone, pool, domain):

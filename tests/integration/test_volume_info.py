@@ -138,11 +138,17 @@ def test_encrypted(only, pool):
     assert only(name="a")["encrypted"] is True
 
 
-def test_luks_that_libvirt_has_as_raw(only, pool):
+def test_luks_that_libvirt_has_as_raw(only, info, pool, domain):
+    """Its capacity is what its guest has, without the header, as libvirt says too; unless a domain says that it is no LUKS."""
     (pool / "a").write_bytes((b"LUKS\xba\xbe\0\1aes".ljust(104, b"\0") + (8).to_bytes(4, "big")).ljust(MIB, b"\0"))
     pool.virt.refresh()
     volume = only(name="a")
     assert "<encryption format='luks'>" in pool.virt.storageVolLookupByName("a").XMLDesc()
+    assert (volume["encrypted"], volume["format"], volume["capacity"]) == (True, "luks", MIB - 4096)
+    assert pool.virt.storageVolLookupByName("a").info()[1] == MIB - 4096
+    assert info(pool=[pool.name])["volumes"][0]["capacity"] == MIB - 4096
+    domain(disk(pool / "a", "raw"), running=False)
+    volume = only(name="a")
     assert (volume["encrypted"], volume["format"], volume["capacity"]) == (True, "raw", MIB)
 
 

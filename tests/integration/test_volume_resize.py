@@ -11,17 +11,20 @@ import os
 from pathlib import Path
 
 import pytest
-from support.hypervisors import disk, guest_writes, snapshot_outside
+from support.hypervisors import disk, guest_reads, guest_writes, snapshot_outside
 from support.images import (
-    encrypted,
     KIB,
     MIB,
+    PASSPHRASE,
     blank,
     content,
     digest,
+    encrypted,
     exported_by_nbd,
     file_sha,
     held_by_qemu_io,
+    luks,
+    luks_alone,
     make,
     noise,
     overlay,
@@ -477,10 +480,46 @@ def test_four_at_once(hypervisor, pool):
     assert digest(pool / "a", "raw", 4 * MIB) == ALL_DATA
 
 
-def test_encrypted(kept, pool):
+@pytest.mark.parametrize("encrypts", [encrypted, luks, luks_alone])
+def test_encrypted(kept, pool, encrypts):
     """Its key is its domain's."""
-    encrypted(pool / "a")
-    assert "encrypted" in kept("unsupported", name="a", size="6M")["msg"]
+    encrypts(pool / "a")
+    for _time in range(2):
+        assert "encrypted" in kept("unsupported", name="a", size="6M")["msg"]
+        pool.refresh()  # then libvirt has an opinion on it, too
+
+
+@pytest.fixture
+def secret(hypervisor):
+    """The key of LUKS images, for libvirt to give to their domain."""
+    kept = hypervisor.conn.secretDefineXML("<secret ephemeral='yes' private='no'/>")
+    kept.setValue(PASSPHRASE.encode())
+    yield f"<encryption format='luks'><secret type='passphrase' uuid='{kept.UUIDString()}'/></encryption>"
+    kept.undefine()
+
+
+@pytest.mark.parametrize(("fmt", "encrypts"), [("qcow2", luks), ("raw", luks_alone)])
+def test_encrypted_online(checked, kept, resize, info, pool, domain, secret, fmt, encrypts):
+    """The size is that of the disk in the guest; a header before it is no part of that."""
+    path = encrypts(pool / "a", 4 * MIB)
+    running = domain(disk(path, fmt, extra=secret))
+    pool.refresh()
+    guest_writes(running, 0x42, offset=3 * MIB)
+    size, taken = path.stat().st_size, used(path)
+    result = checked(does=resize, name="a", size="20M")
+    assert result["changed"], result
+    seen = [result["volume"]["capacity"], info(name="a", pool=pool.name)["volumes"][0]["capacity"],
+            pool.virt.storageVolLookupByName("a").info()[1], running.blockInfo("vda")[0]]
+    assert seen == [20 * MIB] * 4
+    if fmt == "raw":
+        assert path.stat().st_size == size + 16 * MIB and used(path) - taken >= 16 * MIB
+    guest_writes(running, 0x43, offset=19 * MIB)
+    kept("shrink_refused", name="a", size="19M")
+    running.destroy()
+    running.create()
+    assert running.blockInfo("vda")[0] == 20 * MIB
+    for pattern, at in ((0x42, 3), (0x43, 19)):
+        assert guest_reads(running, pattern, offset=at * MIB)
 
 
 @pytest.mark.parametrize("how", ["falloc", "full"])

@@ -126,12 +126,21 @@ def domain_xml(name: str, *disks: str) -> str:
 
 def guest_writes(domain: libvirt.virDomain, pattern: int, offset: int = 0, length: int = 1024**2) -> None:
     """Let the running domain's first disk change as its guest would do it: through the disk's own block backend."""
+    for command in (f"write -P {pattern} {offset} {length}", "flush"):
+        said = _as_guest(domain, command)
+        assert said == "", said
+
+
+def guest_reads(domain: libvirt.virDomain, pattern: int, offset: int = 0, length: int = 1024**2) -> bool:
+    """Whether the guest of a running domain would find this pattern there on its first disk."""
+    return _as_guest(domain, f"read -P {pattern} {offset} {length}") == ""
+
+
+def _as_guest(domain: libvirt.virDomain, command: str) -> str:
     answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, '{"execute": "query-block"}', 0))
     drive = next(found["qdev"] for found in answer["return"] if "inserted" in found)
-    for command in (f"write -P {pattern} {offset} {length}", "flush"):
-        said = libvirt_qemu.qemuMonitorCommand(
-            domain, f'qemu-io -d {drive} "{command}"', libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
-        assert said.strip() == "", said
+    return str(libvirt_qemu.qemuMonitorCommand(
+        domain, f'qemu-io -d {drive} "{command}"', libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)).strip()
 
 
 def snapshot_outside(domain: libvirt.virDomain, name: str, layer: Path) -> None:

@@ -24,6 +24,7 @@ STATED: tuple[tuple[str, ...], ...] = ((), ("raw",), ("qcow2",), ("raw", "qcow2"
         # All agree.
         ("qcow2", ("qcow2",), "qcow2", "qcow2", "qcow2"),
         ("raw", ("raw",), "raw", "raw", "raw"),
+        ("luks", ("luks",), None, "luks", "luks"),
         # libvirt's own probe may be older than the image.
         ("raw", (), None, "qcow2", "raw"),
         ("qcow2", (), "qcow2", "raw", "qcow2"),
@@ -55,6 +56,12 @@ def test_a_header_in_a_raw_volume_is_the_guests_word(
     settled = settle(probed=probed, stated=stated, marked=marked, defined=defined)
     assert settled.format == "raw"
     assert settled.conflict == f"{who}, but its content looks like {probed} (a guest can write that)"
+
+
+@pytest.mark.parametrize("probed", ["raw", "vmdk", "qcow2"])
+def test_luks_that_is_none_is_not_read(probed: str) -> None:
+    settled = settle(probed=probed, stated=("luks",), marked=None, defined=None)
+    assert (settled.format, settled.conflict) == (probed, f"it should be luks, but its content looks like {probed}")
 
 
 @pytest.mark.parametrize(("stated", "marked"), [(("qcow2",), None), ((), "qcow2"), (("qcow2",), "raw")])

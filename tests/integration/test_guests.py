@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 
 import libvirt
@@ -17,7 +18,8 @@ import libvirt_qemu
 import pytest
 from support.guests import Guest
 from support.hypervisors import Pool, disk
-from support.images import MIB, blank, make, sh, wait_until, write
+from support.images import MIB, blank, make, sh, used, wait_until, write
+from support.images import info as image_info
 from support.jobs import has_no_job, hold_job_of, jobs, set_speed
 from support.runs import finish_module, run_module, start_module
 
@@ -107,7 +109,24 @@ def test_guest_sees_its_disk_grow(hypervisor, checked, guest, idle, name, seen):
     result = checked(does=resize, name=name, size="9M")
     assert result["changed"] and "online" in result["actions"][0]
     wait_until(lambda: guest.last(seen) * 512 == 9 * MIB)
-    assert guest.virt.blockInfo(seen)[0] == result["volume"]["capacity"] == 9 * MIB
+    assert all(size == 9 * MIB for size in sizes(hypervisor, guest, idle, name, seen)), sizes(hypervisor, guest, idle, name, seen)
+    assert result["volume"]["capacity"] == 9 * MIB
+    if name.endswith("raw"):
+        assert used(idle / name) >= 4 * MIB // 2 + 5 * MIB, "what was added is reserved"
+
+
+def sizes(hypervisor, guest, pool, name, target):
+    """The guest's, virsh domblkinfo's, the pool listing's (before anybody refreshes it) and qemu-img's view of a disk."""
+    virsh = ["virsh", "-c", hypervisor.uri, "-q"]
+    listed = re.search(r"Capacity: +(\S+ \S+)", sh(*virsh, "vol-info", name, "--pool", pool.name))[1]
+    row = next(line for line in sh(*virsh, "vol-list", pool.name, "--details").splitlines() if line.split()[0] == name)
+    assert listed in row, (listed, row)
+    return (
+        guest.last(target) * 512,
+        int(re.search(r"Capacity: +(\d+)", sh(*virsh, "domblkinfo", "guest", target))[1]),
+        int(re.search(r"Capacity: +(\d+)", sh(*virsh, "vol-info", name, "--pool", pool.name, "--bytes"))[1]),
+        image_info(pool / name, name.rpartition(".")[2])["virtual-size"],
+    )
 
 
 def read_records(image):
@@ -204,6 +223,74 @@ def test_killed_between_freeze_and_thaw(hypervisor, guest, busy, frozen):
     assert subprocess.run(["e2fsck", "-fn", busy / name], capture_output=True, check=False).returncode == 0
     assert not list(busy.path.glob(".hypervisor.storage-*"))
     guest.wait_for_more("file", 2)
+
+
+# The module as it is, but with this done to it.
+CHANGED = ("import runpy, sys; from ansible_collections.hypervisor.storage.plugins.module_utils import _errors, _libvirt, _live, _locks\n"
+           "{}\nsys.argv = sys.argv[-1:]; runpy.run_module(*sys.argv, run_name='__main__', alter_sys=True)")
+BEGIN_FAILS = """
+def fail(self, *arguments):
+    raise _errors.LibvirtError("libvirt is out of order")
+_libvirt.Connection.begin_backup = fail
+"""
+LOST_WHILE_FROZEN = """
+def leave(self, *arguments):
+    raise KeyboardInterrupt
+_libvirt.Connection.begin_backup = leave
+"""
+NO_THAW = """
+import os
+mine, thaw = os.getpid(), _libvirt.Connection.thaw
+_libvirt.Connection.thaw = lambda self, uuid: os.getpid() != mine and thaw(self, uuid)
+"""
+IMPATIENT = "_live.JOB_TIMEOUT = 3"
+
+
+@pytest.mark.parametrize(("change", "reason"), [(BEGIN_FAILS, "libvirt_error"), (NO_THAW, "tool_failed")], ids=["begin", "thaw"])
+def test_job_that_fails_while_the_guest_is_frozen(hypervisor, guest, busy, change, reason):
+    """It does not stay so: thawed by the module, or where that can't, by its guardian once it has given up."""
+    params = {"uri": hypervisor.uri, "source": "files", "source_pool": "busy", "pool": "busy", "name": "failed"}
+    called = hooks(guest)
+    result = finish_module(start_module("volume_clone", params, prefix=[sys.executable, "-c", CHANGED.format(change)]))
+    assert result.get("reason") == reason and not result.get("changed"), result
+    if change is BEGIN_FAILS:
+        assert status(guest) == "thawed", "at once"
+    else:
+        assert "domfsthaw" in result["msg"]
+        wait_until(lambda: status(guest) == "thawed", 15)
+    assert hooks(guest)[len(called):] == ["freeze", "thaw"]
+    guest.wait_for_more("file", 2)
+    assert has_no_job(guest.virt) and not (busy / "failed").exists() and not list(busy.path.glob(".hypervisor.storage-*"))
+
+
+def test_interrupted_while_the_guest_is_frozen(hypervisor, guest, busy):
+    params = {"uri": hypervisor.uri, "source": "files", "source_pool": "busy", "pool": "busy", "name": "failed"}
+    called = hooks(guest)
+    process = start_module("volume_clone", params, prefix=[sys.executable, "-c", CHANGED.format(LOST_WHILE_FROZEN)])
+    process.communicate(timeout=60)
+    wait_until(lambda: status(guest) == "thawed" and hooks(guest)[len(called):] == ["freeze", "thaw"], 15)
+    guest.wait_for_more("file", 2)
+    assert not (busy / "failed").exists()
+
+
+def test_block_job_in_the_way_of_a_frozen_guest(hypervisor, guest, busy):
+    """Each try thaws what it froze, and the last one ends with a reason."""
+    copy = busy.path.parent / "mirror"
+    guest.virt.blockCopy(
+        "vda", f"<disk type='file'><source file='{copy}'/><driver type='raw'/></disk>", {},
+        libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB)
+    params = {"uri": hypervisor.uri, "source": "files", "source_pool": "busy", "pool": "busy", "name": "failed"}
+    called = hooks(guest)
+    try:
+        result = finish_module(start_module("volume_clone", params, prefix=[sys.executable, "-c", CHANGED.format(IMPATIENT)]))
+        assert result.get("reason") == "locked" and "guest" in result["msg"], result
+        assert status(guest) == "thawed"
+        tries = hooks(guest)[len(called):]
+        assert tries == ["freeze", "thaw"] * (len(tries) // 2)
+        guest.wait_for_more("file", 2)
+    finally:
+        guest.virt.blockJobAbort("vda")
+    assert not (busy / "failed").exists() and not list(busy.path.glob(".hypervisor.storage-*"))
 
 
 def test_agent_that_is_too_slow(hypervisor, guest, busy):

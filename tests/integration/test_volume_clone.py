@@ -71,6 +71,7 @@ def test_independent_copy(cloned, make_pool, pool, source, wanted, elsewhere):
     make(home / "a", source)
     made = cloned(of=home if elsewhere else None, **({"format": wanted} if wanted else {}))
     assert (made["format"], made["capacity"]) == (wanted or source, 4 * MIB)
+    assert "(qemu-img convert)" in made["actions"][0], "this file system shares no extents"
     (home / "a").unlink()
     assert digest(pool / "b", made["format"]) == ALL_DATA
 

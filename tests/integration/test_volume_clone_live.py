@@ -54,7 +54,7 @@ def cloned_live(checked, clone, pool):
         assert result["changed"] and result["consistency"] == "crash", result
         made = result["volume"]
         assert (made["backing"], made["snapshots"], made["attachments"]) == (None, [], [])
-        assert running.name() in result["actions"][0], "actions say through which domain"
+        assert f"(backup job of domain {running.name()!r})" in result["actions"][0], "actions say how"
         assert has_no_job(running)
         assert set(os.listdir(on.path)) - there == {made["name"]}
         if made["format"] == "qcow2":

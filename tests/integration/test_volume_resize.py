@@ -10,6 +10,7 @@ import contextlib
 import os
 from pathlib import Path
 
+import libvirt
 import pytest
 from support.hypervisors import disk, guest_reads, guest_writes, snapshot_outside
 from support.images import (
@@ -112,6 +113,14 @@ def test_added_space_is_reserved(grown, pool, fmt, wish, reserved):
     assert digest(pool / "a", fmt, 4 * MIB) == ALL_DATA
 
 
+@pytest.mark.parametrize(("how", "written"), [("falloc", False), ("full", True)])
+def test_added_space_is_written_on_demand(grown, pool, how, written):
+    make(pool / "a", "raw")
+    grown("a", "20M", fmt="raw", preallocation=how)
+    sh("sync", "-f", pool / "a")
+    assert ("unwritten" not in sh("filefrag", "-v", pool / "a")) is written
+
+
 def test_sizes_are_rounded_up_and_compared_so(checked, grown, resize, pool):
     make(pool / "a", "raw")
     result = checked(does=resize, name="a", size=str(4 * MIB - 100))
@@ -194,8 +203,11 @@ def test_snapshots_that_take_more_than_the_new_size(grown, pool):
     assert digest(path, length=4 * MIB) == sha(b"\x03" * 4 * MIB)
 
 
-def test_old_format_with_snapshots(kept, pool):
+@pytest.mark.parametrize("running", [False, True])
+def test_old_format_with_snapshots(kept, pool, domain, running):
     take_snapshot(make(pool / "a", options="compat=0.10"), "old")
+    if running:
+        domain(disk(pool / "a"))
     assert "0.10" in kept("unsupported", name="a", size="6M")["msg"]
 
 
@@ -253,10 +265,10 @@ def test_bad_wishes(kept, pool, reason, wish):
 @pytest.mark.parametrize("running", [False, True])
 def test_no_space(kept, small, domain, running):
     path = make(small / "a", "raw", 8 * MIB)
-    if running:
-        domain(disk(path, "raw"))
+    guest = domain(disk(path, "raw")) if running else None
     before = digest(path, "raw")
     result = kept("insufficient_space", name="a", size="100M", pool=small.name)
+    assert guest is None or guest.blockInfo("vda")[0] == 8 * MIB
     assert result["required"] == 92 * MIB and 0 < result["available"] < 48 * MIB
     assert str(result["required"]) in result["msg"] and str(result["available"]) in result["msg"]
     assert path.stat().st_size == 8 * MIB and digest(path, "raw") == before
@@ -328,6 +340,20 @@ def test_online(grown, pool, domain, fmt, target):
         guest_writes(running, 0x42, offset=19 * MIB)
         assert content(path, fmt)[19 * MIB:] == b"\x42" * MIB
     assert digest(path, fmt, 4 * MIB) == ALL_DATA
+
+
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_every_disk_of_its_domain_sees_it(grown, pool, domain, fmt):
+    """One domain has the volume twice."""
+    path = make(pool / "a", fmt)
+    how = "<shareable/>"
+    try:
+        running = domain(disk(path, fmt, extra=how), disk(path, fmt, "vdb", extra=how))
+    except libvirt.libvirtError:
+        assert fmt == "qcow2", "libvirt shares raw disks only"
+        return
+    grown("a", "6M", fmt=fmt, through=running, target="vda")
+    assert running.blockInfo("vdb")[0] == 6 * MIB
 
 
 def test_online_without_reserving(grown, pool, domain):

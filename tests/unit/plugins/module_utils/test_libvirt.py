@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What libvirt says of jobs, also when it has lost one."""
+"""What libvirt says of jobs, also when it has lost one; and what it is asked for when a disk grows."""
 
 from __future__ import annotations
 
@@ -31,6 +31,31 @@ class Handle:
             error.err = (self._code, libvirt.VIR_FROM_QEMU, self._said, libvirt.VIR_ERR_ERROR, None, None, None, 0, 0)
             raise error
         return [self._job, 0]
+
+
+class Disk:
+    """A connection to a libvirt with one domain, which notes how its disk is resized."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int, int]] = []
+
+    def lookupByUUIDString(self, uuid: str) -> Disk:
+        return self
+
+    def blockResize(self, target: str, size: int, flags: int) -> None:
+        self.asked.append((target, size, flags))
+
+
+@pytest.mark.parametrize("extend", [None, 1 << 2])
+def test_a_disk_only_grows_where_libvirt_can_see_to_that(monkeypatch: pytest.MonkeyPatch, extend: int | None) -> None:
+    """In bytes, since without that flag they are KiB; since 12.3 libvirt takes the wish that nothing shrinks."""
+    if extend is None:
+        monkeypatch.delattr(libvirt, "VIR_DOMAIN_BLOCK_RESIZE_EXTEND", raising=False)
+    else:
+        monkeypatch.setattr(libvirt, "VIR_DOMAIN_BLOCK_RESIZE_EXTEND", extend, raising=False)
+    disk = Disk()
+    Connection(disk, "qemu:///system").block_resize(domain_uuid="0000-1", target="vda", capacity=512)
+    assert disk.asked == [("vda", 512, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES | (extend or 0))]
 
 
 def ask(handle: Any) -> bool:

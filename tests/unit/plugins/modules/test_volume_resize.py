@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.hypervisor.storage.plugins.module_utils import _apply, _grow
 from ansible_collections.hypervisor.storage.plugins.modules import volume_resize
 from ansible_collections.hypervisor.storage.tests.unit.fake_hypervisor import Hypervisor, disk
 
@@ -63,6 +65,46 @@ def test_online(lab: Hypervisor, image_format: str) -> None:
     assert grown["volume"]["capacity"] == 2 * MIB
     assert ("block_resize", "uuid-vm1", "vda", 2 * MIB) in lab.connection.calls
     assert not lab.predict_and_run(volume_resize, name="web", size="2M")["changed"]
+
+
+@pytest.mark.parametrize("online", [False, True])
+@pytest.mark.parametrize("image_format", ["qcow2", "raw"])
+def test_what_grew_after_the_decision_is_not_cut_off(
+    lab: Hypervisor, monkeypatch: pytest.MonkeyPatch, image_format: str, online: bool
+) -> None:
+    """Between the plan and the deed somebody else makes it larger than is asked for; QEMU below libvirt 12.3 would shrink it."""
+    path = lab.image("web", fmt=image_format)
+    if online:
+        lab.connection.add_domain("vm1", disk(path, fmt=image_format), live=True)
+    grow = _grow.grow
+
+    def grow_late(*args: Any) -> None:
+        subprocess.run(["qemu-img", "resize", "-q", "-f", image_format, str(path), "3M"], check=True)
+        grow(*args)
+
+    monkeypatch.setattr(_apply, "grow", grow_late)
+    result = lab.run(volume_resize, name="web", size="2M", preallocation="off")
+    assert result.get("reason") == "shrink_refused", result
+    assert not any(call[0] == "block_resize" for call in lab.connection.calls)
+    told = subprocess.run(["qemu-img", "info", "--output=json", "-f", image_format, path], check=True, capture_output=True).stdout
+    assert json.loads(told)["virtual-size"] == 3 * MIB
+
+
+def test_a_resize_that_came_to_nothing_is_no_success(lab: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libvirt says yes, and nothing is larger."""
+    path = lab.image("web")
+    lab.connection.add_domain("vm1", disk(path), live=True)
+    monkeypatch.setattr(lab.connection, "block_resize", lambda **_asked: None)
+    result = lab.run(volume_resize, name="web", size="2M")
+    assert result.get("reason") == "tool_failed" and str(2 * MIB) in result["msg"], result
+
+
+def test_a_guest_that_does_not_see_it_is_no_success(lab: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = lab.image("web")
+    lab.connection.add_domain("vm1", disk(path), live=True)
+    monkeypatch.setattr(lab.connection, "block_capacity", lambda **_asked: MIB)
+    result = lab.run(volume_resize, name="web", size="2M")
+    assert result.get("reason") == "tool_failed" and "'vm1' still sees" in result["msg"], result
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,32 @@ def disk(path: object, *, fmt: str = "qcow2", target: str = "vda") -> str:
     return f"<disk type='file'><driver type='{fmt}'/><source file='{path}'/><target dev='{target}' bus='virtio'/></disk>"
 
 
+def note_syncs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
+    """What is synced, by inode, and what gets a name, in this order."""
+    noted: list[tuple[str, object]] = []
+    sync, link, rename, truncate = os.fsync, os.link, os.rename, os.ftruncate
+
+    def note_sync(fd: int) -> None:
+        sync(fd)
+        noted.append(("synced", os.fstat(fd).st_ino))
+
+    def note_link(source: Any, name: Any, **where: Any) -> None:
+        noted.append(("named", os.path.basename(name)))
+        link(source, name, **where)
+
+    def note_rename(source: Any, name: Any, **where: Any) -> None:
+        noted.append(("named", os.path.basename(name)))
+        rename(source, name, **where)
+
+    def note_truncate(fd: int, size: int) -> None:
+        noted.append(("written", os.fstat(fd).st_ino))
+        truncate(fd, size)
+
+    for name, function in (("fsync", note_sync), ("link", note_link), ("rename", note_rename), ("ftruncate", note_truncate)):
+        monkeypatch.setattr(os, name, function)
+    return noted
+
+
 class Hypervisor:
     """A pool 'default' in a directory, and modules run on it as Ansible runs them, within this process."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.hypervisor.storage.plugins.modules import volume_clone
-from ansible_collections.hypervisor.storage.tests.unit.fake_hypervisor import Hypervisor, disk
+from ansible_collections.hypervisor.storage.tests.unit.fake_hypervisor import Hypervisor, disk, note_syncs
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
 
@@ -60,6 +60,21 @@ def test_a_clone_is_independent_and_made_once(lab: Hypervisor, params: dict[str,
     assert copy.stat().st_mode & 0o777 == (0o640 if "mode" in params else 0o600)
     assert_same_content(lab.directory / "web", copy)
     assert not lab.predict_and_run(volume_clone, source="web", name="copy", **params)["changed"]
+
+
+@pytest.mark.parametrize("params", [{}, {"format": "raw"}, {"verify": True}, {"size": "2M", "mode": "0640"}])
+def test_a_clone_is_on_the_disk_before_it_has_its_name(
+    lab: Hypervisor, monkeypatch: pytest.MonkeyPatch, params: dict[str, Any]
+) -> None:
+    """The file after the last write to it, then its name, then the directory that has the name."""
+    noted = note_syncs(monkeypatch)
+    assert lab.run(volume_clone, source="web", name="copy", **params)["changed"]
+    made = (lab.directory / "copy").stat()
+    at = noted.index(("named", "copy"))
+    of_the_file = [what for what, which in noted[:at] if which == made.st_ino]
+    assert of_the_file and of_the_file[-1] == "synced"
+    assert noted[at - 1] == ("synced", made.st_ino) and made.st_ino not in [which for _what, which in noted[at:]]
+    assert ("synced", lab.directory.stat().st_ino) in noted[at:]
 
 
 def test_what_a_clone_keeps(lab: Hypervisor) -> None:

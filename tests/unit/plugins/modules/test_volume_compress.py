@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.hypervisor.storage.plugins.modules import volume_compress
-from ansible_collections.hypervisor.storage.tests.unit.fake_hypervisor import Hypervisor, disk
+from ansible_collections.hypervisor.storage.tests.unit.fake_hypervisor import Hypervisor, disk, note_syncs
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
 
@@ -43,6 +43,15 @@ def test_zeros_are_given_back_in_place(lab: Hypervisor, tmp_path: Path) -> None:
     subprocess.run(["qemu-img", "check", "-q", str(path)], check=True)
     again = lab.predict_and_run(volume_compress, name="web", method="zeros")
     assert (again["changed"], again["reclaimed"]) == (False, 0)
+
+
+def test_a_rewritten_image_is_on_the_disk_before_it_takes_the_place(lab: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted = note_syncs(monkeypatch)
+    assert lab.run(volume_compress, name="web", method="zeros", compression="zlib", min_reclaim="64K")["changed"]
+    made = (lab.directory / "web").stat()
+    at = noted.index(("named", "web"))
+    assert ("synced", made.st_ino) in noted[:at]
+    assert ("synced", lab.directory.stat().st_ino) in noted[at:]
 
 
 def test_too_little_to_reclaim_changes_nothing(lab: Hypervisor) -> None:

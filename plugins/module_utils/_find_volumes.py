@@ -25,6 +25,8 @@ def collect(params: Mapping[str, Any], host: Host) -> tuple[dict[str, Any], list
         _names.check_name(name)
     if pattern == "":
         raise InvalidOption("pattern is empty: give part of a name or a glob, or leave it out.")
+    if params["format"] == "":
+        raise InvalidOption("format is empty: give one, for example qcow2 or raw, or leave it out.")
     pools, warnings = _choose_pools(host, _requests.read_patterns(params["pool"], option="pool"))
     volumes: list[Volume] = []
     for pool in pools:

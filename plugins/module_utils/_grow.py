@@ -107,7 +107,8 @@ def _grow_online(connection: Connection, step: Grow) -> None:
             _reserve(step, undo)
         for use in step.online:
             if use.target is not None:
-                connection.block_resize(domain_uuid=use.domain_uuid, target=use.target, capacity=step.capacity)
+                what = f"grow volume {step.name!r} of pool {step.pool.name!r} through {use.target} of the running domain {use.domain!r}"
+                connection.block_resize(domain_uuid=use.domain_uuid, target=use.target, capacity=step.capacity, what=what)
         undo.pop_all()
     if os.path.isfile(step.path):
         _sync(step)  # QEMU leaves the new size to the next flush of its guest

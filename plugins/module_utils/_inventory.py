@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import _chains, _directory, _domains, _formats, _locks, _xml
-from ._errors import PoolInactive, Unsupported, UnsafeImage
+from ._errors import ConnectionFailed, PoolInactive, Unsupported, UnsafeImage
 from ._image_header import ImageHeader, SnapshotEntry, raw_header
 from ._libvirt import Connection
 from ._model import MANAGED_POOL_TYPES, Attachment, Backing, Dependent, Ident, Pool, Snapshot, Volume
@@ -133,6 +133,16 @@ class Host:
                 f"The uri {self.connection.uri!r} leads over the network, but volumes are made and checked on the "
                 "hypervisor itself. Run the task on the hypervisor (in inventory, or with delegate_to) with a local uri "
                 "such as qemu:///system."
+            )
+
+    def assert_may_change(self) -> None:
+        """Refuse a connection through which nothing can be changed; raises ConnectionFailed, or as assert_local()."""
+        self.assert_local()
+        if self.connection.is_read_only():
+            raise ConnectionFailed(
+                f"The uri {self.connection.uri!r} leads to libvirt's socket for those who may only look. Leave the socket out of it, or "
+                "name the one without '-ro', and run the task as a user who may use that (become: true).",
+                uri=self.connection.uri,
             )
 
     def changeable_pool(self, name: str) -> Pool:

@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from . import _xml
 from ._errors import ConnectionFailed, LibvirtError, Locked, PoolInactive, PoolNotFound, StorageError
@@ -34,6 +34,7 @@ CONNECT_TIMEOUT = 10.0
 AGENT_TIMEOUT = 5
 
 Answer = TypeVar("Answer")
+_JOBS = {1: "pull", 2: "copy", 3: "commit", 4: "commit", 5: "backup"}  # virDomainBlockJobType
 _STATES = ("no state", "running", "running", "paused", "shutdown", "shutoff", "crashed", "pmsuspended")
 
 
@@ -192,13 +193,27 @@ class Connection:
     def _uuids(self, kind: int) -> set[str]:
         return {handle.UUIDString() for handle in self._handle.listAllDomains(kind)}
 
-    def block_resize(self, *, domain_uuid: str, target: str, capacity: int) -> None:
-        """Grow a running domain's disk to ``capacity`` bytes; the guest sees it at once."""
+    def block_resize(self, *, domain_uuid: str, target: str, capacity: int, what: str) -> None:
+        """Grow a running domain's disk to ``capacity`` bytes; the guest sees it at once. Raises as assert_no_block_job(), too."""
         flags = libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES
         # Since libvirt 12.3 the daemon itself refuses to shrink when asked so; before, our own check stands alone.
         flags |= getattr(libvirt, "VIR_DOMAIN_BLOCK_RESIZE_EXTEND", 0)
-        with _translate(f"resize disk {target!r} of the running domain {domain_uuid}"):
+        try:
             self._handle.lookupByUUIDString(domain_uuid).blockResize(target, capacity, flags)
+        except libvirt.libvirtError as error:
+            self.assert_no_block_job(domain_uuid=domain_uuid, target=target, what=what)
+            raise _as_ours(error, what) from error
+
+    def assert_no_block_job(self, *, domain_uuid: str, target: str, what: str) -> None:
+        """Make sure that no job works on a disk of a running domain, since QEMU resizes none meanwhile; raises Locked."""
+        with _translate(what):
+            domain = self._handle.lookupByUUIDString(domain_uuid)
+            job = domain.blockJobInfo(target, 0)
+            if job:
+                raise Locked(
+                    f"Cannot {what} now: a {_JOBS.get(job['type'], 'block')} job is at work on it, and QEMU resizes no disk meanwhile. "
+                    f"Run again when it is done ('virsh blockjob {domain.name()} {target}' shows it)."
+                )
 
     def block_capacity(self, *, domain_uuid: str, target: str) -> int:
         """The size in bytes of a running domain's disk as QEMU sees it."""
@@ -317,6 +332,11 @@ class Connection:
         except libvirt.libvirtError:
             return False
         return True
+
+    def is_read_only(self) -> bool:
+        """Whether the URI names the daemon's socket for those who may only look."""
+        sockets = parse_qs(urlsplit(self.uri).query).get("socket", [])
+        return any(path.endswith("-sock-ro") for path in sockets)
 
     def is_remote(self) -> bool:
         """Whether the connection goes to a daemon that need not run on this host."""

@@ -71,7 +71,7 @@ def run_lifecycle(
         task = make_task(module.params)
         with _libvirt.connect(module.params["uri"]) as connection:
             host = Host(connection)
-            host.assert_local()
+            host.assert_may_change()
             with contextlib.nullcontext() if module.check_mode else task.guard(host):
                 plan, volumes = _look_and_act(task, host, for_real=not module.check_mode)
         for warning in [*warn_of_blanks(task.names), *plan.warnings, *(text for planned in plan.volumes for text in planned.warnings)]:

@@ -143,11 +143,16 @@ def assert_readable(host: Host, image: Image, where: str) -> None:
 def assert_growable(host: Host, image: Image, planned: VolumePlan) -> None:
     """Refuse to let qemu-img open an unsafe image for writing: what its header names would be opened, a data file written to.
 
-    Raw files are grown without a look at what is in them, and what runs was opened by its domain. Raises as assert_readable().
+    Raw files are grown without a look at what is in them, and what runs was opened by its domain; that resizes no disk
+    while a job works on it. Raises Locked, or as assert_readable().
     """
     where = f"volume {image.name!r} of pool {image.pool.name if image.pool else ''!r}"
     if planned.steps:
         assert_no_way_out(host, image, where)
+    for use in [use for step in planned.steps if isinstance(step, Grow) for use in step.online]:
+        if use.target is not None:
+            what = f"grow {where} through {use.target} of the running domain {use.domain!r}"
+            host.connection.assert_no_block_job(domain_uuid=use.domain_uuid, target=use.target, what=what)
     if image.format == "qcow2" and any(isinstance(step, Grow) and not step.online for step in planned.steps):
         assert_readable(host, image, where)
 

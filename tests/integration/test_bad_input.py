@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +16,9 @@ from pathlib import Path
 
 import libvirt
 import pytest
-from support.images import MIB, blank, digest, make
-from support.runs import environment, finish_module, run_adhoc, run_module, start_module
+from support.hypervisors import disk
+from support.images import MIB, blank, digest, make, patch, sh
+from support.runs import collections_path, environment, finish_module, run_adhoc, run_module, start_module
 
 LEGAL_NAMES = [
     "-rf", "--help", "-", "a b", " leading", "trailing ", "it's", 'say "x"', "<xml>&amp;", "]]>", "a;b",
@@ -66,21 +69,38 @@ def side_by_side(function, cases):
         return list(pool.map(function, cases))
 
 
+def refused_alike(run, cases, reason):
+    """Each case is refused for this reason, in check mode just as for real."""
+    foretold = side_by_side(lambda case: run(case, check=True), cases)
+    for case, *both in zip(cases, foretold, side_by_side(run, cases)):
+        for result in both:
+            assert result.get("failed") and result["reason"] == reason, (ascii(case), result)
+            assert not result.get("changed")
+        assert both[0]["msg"] == both[1]["msg"]
+
+
 @pytest.mark.parametrize("wish", [{"size": "1M"}, {"state": "absent"}], ids=["present", "absent"])
 def test_bad_names(volume, pool, wish):
-    results = side_by_side(lambda name: volume(name=["fine", name], **wish), BAD_NAMES)
-    for name, result in zip(BAD_NAMES, results):
-        assert result["failed"] and result["reason"] == "invalid_name", (ascii(name), result)
+    refused_alike(lambda name, **how: volume(name=["fine", name], **wish, **how), BAD_NAMES, "invalid_name")
     assert os.listdir(pool.path) == []
+
+
+def test_bad_names_to_look_for(info, pool):
+    refused_alike(lambda name, **how: info(name=name, pool=[pool.name], **how), BAD_NAMES, "invalid_name")
+
+
+@pytest.mark.parametrize("wish", [
+    {"pattern": ""}, {"format": ""}, {"pool": [""]}, {"pool": "a,,b"}, {"status": "lost"}, {"status": ""}, {"size": "1M"}, {"state": "absent"},
+], ids=str)
+def test_values_no_option_of_info_has(refused, info, pool, wish):
+    refused("invalid_option", fails=info, **wish)
 
 
 @pytest.mark.parametrize("option", ["template", "snapshot_volume"])
-@pytest.mark.parametrize("name", ["", "..", "a/b", "a\nb", "a\0b", "x" * 300])
-def test_bad_names_of_other_volumes(volume, pool, option, name):
-    result = volume(name="a", **{option: name, **({"snapshot": "s"} if option == "snapshot_volume" else {})})
-    assert result["failed"], result
-    assert result["reason"] in ("invalid_name", "invalid_option", "template_not_found", "volume_not_found"), result
-    assert os.listdir(pool.path) == []
+@pytest.mark.parametrize("name", ["", "..", "a/b", "a\nb", "a\0b", "x" * 300], ids=ascii)
+def test_bad_names_of_other_volumes(refused, pool, option, name):
+    wish = {option: name, **({"snapshot": "s"} if option == "snapshot_volume" else {})}
+    refused("invalid_name" if name else "invalid_option", name="a", **wish)
 
 
 @pytest.mark.parametrize("pool_name", ["", "../x", "a\nb", "a\0b", "<x/>", "x" * 5000, "nowhere", "日本"], ids=ascii)
@@ -94,12 +114,16 @@ def test_bad_pool_names(hypervisor, pool_name):
 
 
 def test_bad_sizes(volume, pool):
-    results = side_by_side(lambda size: volume(name="a", size=size), BAD_SIZES)
-    for size, result in zip(BAD_SIZES, results):
-        assert result.get("failed"), (ascii(size), result)
-        if not isinstance(size, (list, dict)):  # those Ansible itself refuses
-            assert result["reason"] == "invalid_size", (ascii(size), result)
+    plain = [size for size in BAD_SIZES if not isinstance(size, (list, dict))]
+    refused_alike(lambda size, **how: volume(name="a", size=size, **how), plain, "invalid_size")
+    others = [size for size in BAD_SIZES if isinstance(size, dict)]  # Ansible itself refuses them, or makes text of them
+    for result in side_by_side(lambda size: volume(name="a", size=size), others):
+        assert result.get("failed"), result
     assert os.listdir(pool.path) == []
+
+
+def test_there_are_enough():
+    assert len(BAD_NAMES) + len(BAD_SIZES) >= 60 and len(LEGAL_NAMES) >= 40
 
 
 @pytest.mark.parametrize("fmt", ["qcow2", "raw"])
@@ -132,12 +156,20 @@ def test_text_that_is_no_utf8(volume, pool, wish):
 
 @pytest.mark.parametrize("wish", [
     {"format": "vmdk"}, {"format": "QCOW2"}, {"preallocation": "yes"}, {"clone_mode": "linked"}, {"state": "gone"},
-    {"overcommit": "perhaps"}, {"unknown": 1}, {"name": {}}, {"cluster_size": "big"}, {"mode": -1}, {"name": []},
+    {"unknown": 1}, {"force": True}, {"name": {}}, {"mode": -1}, {"template": ""}, {"clone_mode": "full"},
+    {"template_pool": "a"}, {"snapshot_pool": "a"}, {"cluster_size": "3K"}, {"format": "raw", "cluster_size": "64K"},
 ], ids=str)
-def test_values_no_option_has(volume, pool, wish):
-    result = volume(**{"name": "a", "size": "1M", **wish})
-    assert result.get("failed") or (wish == {"name": []} and not result["changed"]), result
-    assert os.listdir(pool.path) == []
+def test_values_no_option_has(refused, pool, wish):
+    refused("invalid_option", **{"name": "a", "size": "1M", **wish})
+
+
+def test_neither_true_nor_false(volume, pool):
+    result = volume(name="a", size="1M", overcommit="perhaps")
+    assert result.get("failed") and result["reason"] == "invalid_option" and os.listdir(pool.path) == []
+
+
+def test_no_names_are_nothing_to_do(checked, pool):
+    assert not checked(name=[], size="1M")["changed"] and os.listdir(pool.path) == []
 
 
 def test_name_is_required(hypervisor, pool):
@@ -189,6 +221,93 @@ def test_libvirtd_not_running(own_hypervisor, make_pool):
 def test_uri_from_the_environment(hypervisor, pool):
     env = environment(LIBVIRT_DEFAULT_URI=hypervisor.uri)
     assert run_module("volume_info", {"pool": [pool.name]}, env=env)["volumes"] == []
+
+
+def test_uri_of_the_task_comes_before_the_environments(hypervisor, pool):
+    env = environment(LIBVIRT_DEFAULT_URI="nonsense://x")
+    assert run_module("volume_info", {"uri": hypervisor.uri, "pool": [pool.name]}, env=env)["volumes"] == []
+
+
+@pytest.mark.parametrize(("module", "wish"), [("volume", {"name": "a", "size": "1M"}), ("volume_info", {})])
+def test_uri_of_nobody_is_the_systems(module, wish):
+    """Where no daemon runs, the message tells where it was looked for."""
+    nowhere = ["unshare", "-m", "--propagation", "private", "sh", "-c",
+               'mkdir -p /run/libvirt && mount -t tmpfs none /run/libvirt && exec "$@"', "sh"]
+    result = finish_module(start_module(module, wish, prefix=nowhere))
+    assert result["reason"] == "connection_failed" and "'qemu:///system'" in result["msg"], result
+
+
+@pytest.mark.parametrize("wish", [{"name": "b", "size": "1M"}, {"name": "a", "size": "2M"}, {"name": "a", "state": "absent"}], ids=str)
+def test_socket_for_those_who_may_only_look(refused, info, hypervisor, pool, wish):
+    """Said before anything is made that libvirt then could not be told of; a look is fine."""
+    blank(pool / "a")
+    uri = f"{hypervisor.uri}-ro"
+    assert "-ro" in refused("connection_failed", uri=uri, **wish)["msg"]
+    assert [v["name"] for v in info(uri=uri)["volumes"]] == ["a"]
+
+
+@pytest.fixture
+def over_ssh(hypervisor, tmp_path):
+    """A URI by which libvirt reaches this hypervisor as if it were on another host."""
+    bridge = tmp_path / "ssh"
+    bridge.write_text(f"""#!{sys.executable}
+import os, socket, threading
+far = socket.socket(socket.AF_UNIX)
+far.connect({hypervisor.uri.partition("socket=")[2]!r})
+def forth():
+    while data := os.read(0, 65536):
+        far.sendall(data)
+    far.shutdown(socket.SHUT_WR)
+threading.Thread(target=forth, daemon=True).start()
+while data := far.recv(65536):
+    os.write(1, data)
+""")
+    bridge.chmod(0o755)
+    return f"qemu+ssh://elsewhere/system?command={bridge}&proxy=netcat"
+
+
+@pytest.mark.parametrize(("module", "wish"), [
+    ("volume", {"name": "b", "size": "1M"}), ("volume", {"name": "a", "state": "absent"}), ("volume_info", {}),
+], ids=["create", "delete", "list"])
+def test_hypervisor_of_another_host(over_ssh, pool, module, wish):
+    """Its files aren't here, though a directory of the same name may be."""
+    blank(pool / "a")
+    where = {"pool": [pool.name]} if module == "volume_info" else {"pool": pool.name}
+    for check in (True, False):
+        result = run_module(module, {"uri": over_ssh, **where, **wish}, check=check)
+        assert result.get("failed") and result["reason"] == "unsupported", result
+        assert "delegate_to" in result["msg"]
+    assert os.listdir(pool.path) == ["a"]
+
+
+@pytest.mark.parametrize(("module", "wish"), [
+    ("volume", {"name": "b", "size": "1M"}), ("volume", {"name": "a", "state": "absent"}), ("volume_info", {}),
+], ids=["create", "delete", "list"])
+def test_user_who_may_not(hypervisor, pool, module, wish):
+    """Neither libvirt nor the pool's directory is for everybody: told with what helps."""
+    blank(pool / "a")
+    pool.path.chmod(0o700)
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    where = {"pool": [pool.name]} if module == "volume_info" else {"pool": pool.name}
+    with readable_by_all(collections_path(), hypervisor.root.parent, hypervisor.root, hypervisor.root / "run"):
+        looks = "unsupported" if module == "volume_info" else "connection_failed"
+        for uri, reason in ((hypervisor.uri, "connection_failed"), (f"{hypervisor.uri}-ro", looks)):
+            result = finish_module(start_module(module, {"uri": uri, **where, **wish}, prefix=nobody))
+            assert result.get("failed") and result["reason"] == reason, result
+            assert "become: true" in result["msg"]
+    assert os.listdir(pool.path) == ["a"]
+
+
+@contextlib.contextmanager
+def readable_by_all(*directories):
+    before = [directory.stat().st_mode for directory in directories]
+    for directory in directories:
+        directory.chmod(0o755)
+    try:
+        yield
+    finally:
+        for directory, mode in zip(directories, before):
+            directory.chmod(mode & 0o7777)
 
 
 @pytest.fixture
@@ -264,6 +383,29 @@ def test_unreadable_images(volume, info, pool, body):
         else:
             assert digest(pool / f"from-{mode}") == digest(pool / "bad", "raw"), "if taken at all, it is taken as raw"
     assert volume(name="a", size="1M")["changed"], "one bad file does not stop other work in the pool"
+
+
+def test_image_whose_tables_lead_nowhere(refused, pool):
+    """Its header is sound, so that qemu-img alone can find out."""
+    path = make(pool / "t")
+    tables = struct.unpack(">Q", path.read_bytes()[40:48])[0]
+    patch(path, tables, struct.pack(">Q", 1 << 63 | 0x7FFFFFFF0200))
+    result = refused("tool_failed", name="a", template="t", clone_mode="full")
+    assert "template 't'" in result["msg"] and "qemu-img" in result["msg"] and result["rc"] == 1
+
+
+def test_libvirt_refuses(volume, pool, domain):
+    """A file that its file system lets nobody make longer, not even the running QEMU."""
+    path = make(pool / "a", "raw")
+    domain(disk(path, "raw"), name="vm")
+    sh("chattr", "+a", path)
+    try:
+        result = volume(name="a", size="8M", format="raw", preallocation="off")
+    finally:
+        sh("chattr", "-a", path)
+    assert result.get("failed") and result["reason"] == "libvirt_error" and not result["changed"], result
+    assert all(word in result["msg"] for word in ("'a'", pool.name, "'vm'", "Operation not permitted")), result["msg"]
+    assert path.stat().st_size == 4 * MIB
 
 
 @pytest.mark.parametrize("wish", [{"size": "1M"}, {"size": "1M", "format": "raw"}, {"state": "absent"}], ids=str)

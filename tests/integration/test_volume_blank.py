@@ -11,7 +11,9 @@ import threading
 import time
 import uuid
 
+import libvirt
 import pytest
+from support.hypervisors import disk, guest_writes, snapshot_outside
 from support.images import GIB, KIB, MIB, blank, file_sha, make, sh, used, write
 from support.images import info as image_info
 from support.runs import run_module
@@ -84,10 +86,13 @@ def test_cluster_size(created, pool, given, size):
 
 
 @pytest.mark.parametrize("given", ["1000", "3K", "256", "4M"])
-def test_cluster_size_that_qcow2_does_not_know(volume, pool, given):
-    result = volume(name="a", size="1M", cluster_size=given)
-    assert result["failed"] and result["reason"] in ("invalid_option", "invalid_size"), result
-    assert not (pool / "a").exists()
+def test_cluster_size_that_qcow2_does_not_know(refused, given):
+    refused("invalid_option", name="a", size="1M", cluster_size=given)
+
+
+@pytest.mark.parametrize("given", ["big", "", "0", "64k"])
+def test_cluster_size_that_is_no_size(refused, given):
+    refused("invalid_size", name="a", size="1M", cluster_size=given)
 
 
 def test_owner_group_mode(created, pool):
@@ -125,11 +130,16 @@ def test_raw_sizes_are_rounded_to_sectors(created, pool):
     assert created(name="a", size="1000", format="raw")["capacity"] == 1024 == (pool / "a").stat().st_size
 
 
-def test_diff_shows_the_new_volume(volume):
-    diff = volume(name="a", size="1M", diff=True)["diff"]
-    assert diff["before"] != diff["after"]
-    assert "1048576" in str(diff["after"])
-    assert "allocation" not in str(diff), "allocation changes by itself and would never compare"
+def test_diff_is_what_was_asked_for_and_nothing_that_moves(created, checked, volume, pool):
+    """One shape for all that happens to a volume."""
+    absent, small = {"a": {"state": "absent"}}, {"state": "present", "pool": pool.name, "format": "qcow2", "capacity": MIB, "backing": None}
+    assert checked(name="a", size="1M")["diff"] == {"before": absent, "after": {"a": small}}
+    volume(name="top", template="a")
+    on_top = {**small, "capacity": 2 * MIB, "backing": str(pool / "a")}
+    diff = checked(name="top", template="a", size="2M")["diff"]
+    assert diff == {"before": {"top": {**on_top, "capacity": MIB}}, "after": {"top": on_top}}
+    assert checked(name="top", state="absent")["diff"] == {"before": {"top": on_top}, "after": {"top": {"state": "absent"}}}
+    assert checked(name="a", state="absent", wipe=True)["diff"] == {"before": {"a": small}, "after": absent}
 
 
 @pytest.mark.parametrize(("fmt", "other"), [("qcow2", "raw"), ("raw", "qcow2")])
@@ -146,17 +156,41 @@ def test_smaller_is_grown(volume, created, pool, fmt):
     grown = created(name="a", size="3M", format=fmt)
     assert grown["capacity"] == image_info(pool / "a", fmt)["virtual-size"] == 3 * MIB
     assert (pool / "a").stat().st_ino == inode
+    assert pool.virt.storageVolLookupByName("a").info()[1] == 3 * MIB, "libvirt knows"
     sh("qemu-io", "-f", fmt, "-c", "read -P 0x5a 0 1M", "-c", "read -P 0 1M 2M", pool / "a")
     if fmt == "raw":
         assert used(pool / "a") >= 3 * MIB, "raw reserves what it grows by"
 
 
 def test_grown_while_a_domain_runs(volume, created, pool, domain):
-    from support.hypervisors import disk
     volume(name="a", size="1M")
     virt = domain(disk(pool / "a"))
     assert created(name="a", size="3M")["capacity"] == 3 * MIB
     assert virt.blockInfo("vda")[0] == 3 * MIB, "the domain sees the new size"
+
+
+@pytest.mark.parametrize("job", ["copy", "pull", "commit"])
+def test_not_grown_while_a_job_works_on_the_disk(volume, created, pool, domain, outside, job):
+    """QEMU refuses it then, which is foretold: wait for the job, and run again."""
+    make(pool / "a", size=64 * MIB)
+    virt = domain(disk(pool / "a", cached=False), transient=True, name="vm")
+    if job == "copy":
+        virt.blockCopy("vda", f"<disk type='file'><driver type='qcow2'/><source file='{outside / 'copy'}'/></disk>", {}, 0)
+    else:
+        snapshot_outside(virt, "s", pool / "b")
+    if job == "pull":
+        virt.blockPull("vda", 1, 0)  # MiB/s
+    elif job == "commit":
+        guest_writes(virt, 7, length=8 * MIB)
+        virt.blockCommit("vda", None, None, 1, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
+    name = "a" if job == "copy" else "b"
+    for check in (True, False):
+        result = volume(name=name, size="96M", check=check)
+        assert result.get("failed") and result["reason"] == "locked" and not result.get("changed"), result
+        assert all(word in result["msg"] for word in (f"'{name}'", job, "vda", "'vm'")), result["msg"]
+    assert virt.blockInfo("vda")[0] == 64 * MIB
+    virt.blockJobAbort("vda")
+    assert created(name=name, size="96M")["capacity"] == 96 * MIB == virt.blockInfo("vda")[0]
 
 
 def test_grows_from_what_the_file_is_now_not_from_a_stale_cache(volume, checked, pool):
@@ -197,7 +231,9 @@ def test_a_volume_removed_behind_libvirts_back_is_made_again(volume, created, po
 def test_list_of_names_in_order(checked, pool):
     result = checked(name=["c", "a", "b"], size="1M")
     assert [v["name"] for v in result["volumes"]] == ["c", "a", "b"]
-    assert "volume" not in result or result["volume"] is None
+    assert "volume" not in result
+    assert [text.split("'")[1] for text in result["actions"]] == ["c", "a", "b"]
+    assert list(result["diff"]["after"]) == ["c", "a", "b"]
     assert {p.name for p in pool.path.iterdir()} == {"a", "b", "c"}
 
 
@@ -214,17 +250,18 @@ def test_only_what_is_missing_of_a_list_is_made(volume, checked, pool):
     assert (pool / "b").stat() == before
 
 
-@pytest.mark.parametrize("names", [["a", "b", "x/y"], ["x\ny", "a"], ["a", "taken"]])
-def test_one_refused_name_stops_all(volume, pool, names):
+@pytest.mark.parametrize(("names", "reason"), [
+    (["a", "b", "x/y"], "invalid_name"), (["x\ny", "a"], "invalid_name"), (["a", "taken"], "volume_mismatch"),
+    (["taken", "a"], "volume_mismatch"),
+])
+def test_one_refused_name_stops_all(refused, pool, names, reason):
     make(pool / "taken", "raw", MIB)
-    result = volume(name=names, size="1M", format="qcow2")
-    assert result["failed"] and result["reason"] in ("invalid_name", "volume_mismatch"), result
-    assert [p.name for p in pool.path.iterdir()] == ["taken"]
+    refused(reason, name=names, size="1M", format="qcow2")
 
 
-def test_the_same_name_twice(volume, pool):
-    result = volume(name=["a", "a"], size="1M")
-    assert result.get("failed") or (result["changed"] and len(result["actions"]) == 1), result
+def test_the_same_name_twice(checked):
+    result = checked(name=["a", "b", "a"], size="1M")
+    assert [v["name"] for v in result["volumes"]] == ["a", "b"] and len(result["actions"]) == 2
 
 
 def test_failure_half_way_names_what_is_done(hypervisor, pool):
@@ -249,13 +286,14 @@ def test_failure_half_way_names_what_is_done(hypervisor, pool):
     assert result.get("failed"), result
     assert (pool / "second").read_bytes() == foreign, "never overwrite"
     assert (pool / "first").exists() and not (pool / "third").exists()
-    assert all(name in str({k: v for k, v in result.items() if k != "invocation"}) for name in names), result
-    assert result.get("changed") is True, "the first volume is there"
+    assert result["changed"] is True and result["reason"] == "volume_mismatch", result
+    assert (result["done"], result["not_done"]) == (["first"], ["second", "third"])
+    assert len(result["actions"]) == 1 and "'first'" in result["actions"][0]
+    assert "first" in pool.virt.listVolumes(), "libvirt was told of it"
 
 
-def test_blank_needs_a_size(volume, pool):
-    result = volume(name="a")
-    assert result["failed"] and result.get("reason", "invalid_option") == "invalid_option" and "size" in result["msg"]
+def test_blank_needs_a_size(refused):
+    assert "size" in refused("invalid_option", name="a")["msg"]
 
 
 def test_reserved_space_that_is_not_there(refused, small):
@@ -285,8 +323,10 @@ def test_growing_beyond_the_space(refused, volume, small):
 def test_thin_beyond_the_space_warns(volume, refused, small, fmt, preallocation):
     wish = {"name": "a", "size": "1G", "format": fmt, "preallocation": preallocation, "pool": small.name}
     refused("insufficient_space", **wish, overcommit=False)
-    result = volume(**wish)
-    assert result["changed"] and len(result["warnings"]) == 1 and "a" in result["warnings"][0]
+    foretold, result = volume(check=True, **wish), volume(**wish)
+    assert result["changed"] and len(result["warnings"]) == 1
+    assert all(word in result["warnings"][0] for word in ("'a'", repr(small.name), "bytes"))
+    assert foretold["warnings"] == result["warnings"]
     assert not volume(**{**wish, "size": "1M"})["warnings"]
 
 

@@ -140,7 +140,10 @@ class FakeConnection:
     def domains(self) -> list[DomainFacts]:
         return list(self._domains.values())
 
-    def block_resize(self, *, domain_uuid: str, target: str, capacity: int) -> None:
+    def assert_no_block_job(self, *, domain_uuid: str, target: str, what: str) -> None:
+        pass
+
+    def block_resize(self, *, domain_uuid: str, target: str, capacity: int, what: str) -> None:
         self.calls.append(("block_resize", domain_uuid, target, capacity))
         for path, fmt in self._disks(domain_uuid, target):
             subprocess.run(["qemu-img", "resize", "-q", "-f", fmt, path, str(capacity)], check=True)
@@ -158,6 +161,9 @@ class FakeConnection:
             for disk in _xml.parse_domain_disks(live or "")
             if disk.target == target
         ]
+
+    def is_read_only(self) -> bool:
+        return False
 
     def is_remote(self) -> bool:
         return self.remote

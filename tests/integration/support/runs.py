@@ -94,7 +94,11 @@ def finish_module(process: subprocess.Popen[str], timeout: float = 60, *, quiet:
         assert result.get("reason", "invalid_option") in REASONS, result
     result["warnings"] = [w if isinstance(w, str) else json.dumps(w) for w in result.get("warnings", [])]
     for described in result.get("volumes") or []:
-        assert set(described or VOLUME_KEYS) == VOLUME_KEYS, described
+        assert set(described) == VOLUME_KEYS, described
+        sizes = [described["capacity"], described["allocation"], described["cluster_size"] or 0]
+        sizes += [snapshot["vm_state_size"] for snapshot in described["snapshots"]]
+        assert all(type(size) is int for size in sizes), described
+        assert described["status"] == ("attached" if described["attachments"] else "available"), described
     return result
 
 

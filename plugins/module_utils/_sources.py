@@ -19,7 +19,7 @@ from ._errors import (
 )
 from ._image_header import SnapshotEntry
 from ._inventory import Host, Image
-from ._model import Pool
+from ._model import Attachment, Pool
 from ._os_errors import explain
 from ._steps import Grow, Source, VolumePlan
 from ._xml import DiskDef, SnapshotDisk
@@ -286,7 +286,18 @@ def _frozen_image(
     overlay = host.image_at(above[1]) if above is not None else None
     if overlay is None or overlay.backing is None or overlay.backing.ident != frozen.ident:
         return None, f"its frozen layer {frozen.path!r} was merged or replaced since, so it no longer holds that moment"
+    again = next((use for use in host.attachments(frozen) if _writes_or_wrote(use)), None)
+    if again is not None:
+        return None, (
+            f"its frozen layer {frozen.path!r} is the disk {again.target} of domain {again.domain!r} again, since it was merged or the "
+            "domain reverted, so it no longer holds that moment"
+        )
     return frozen, None
+
+
+def _writes_or_wrote(use: Attachment) -> bool:
+    """Whether an image is a domain's own disk now, or was when it last ran, as far as its definition tells."""
+    return use.via == "disk" and not use.readonly and (use.live or use.state in ("shutoff", "crashed"))
 
 
 def _known(host: Host, image: Image, mine: set[tuple[str, str | None]]) -> list[str]:

@@ -90,7 +90,8 @@ def test_bad_names_to_look_for(info, pool):
 
 
 @pytest.mark.parametrize("wish", [
-    {"pattern": ""}, {"format": ""}, {"pool": [""]}, {"pool": "a,,b"}, {"status": "lost"}, {"status": ""}, {"size": "1M"}, {"state": "absent"},
+    {"pattern": ""}, {"format": ""}, {"pool": [""]}, {"pool": "a,,b"}, {"status": "lost"}, {"status": ""},
+    {"size": "1M"}, {"state": "absent"},
 ], ids=str)
 def test_values_no_option_of_info_has(refused, info, pool, wish):
     refused("invalid_option", fails=info, **wish)

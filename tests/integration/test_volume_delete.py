@@ -32,9 +32,13 @@ def guarded(refused, pool):
     return check
 
 
-def test_deleted(checked, pool, victim):
-    result = checked(name="a", state="absent")
-    assert result["changed"] and result["volume"] is None and not victim.exists()
+@pytest.mark.parametrize("wipe", [False, True])
+def test_deleted(checked, pool, victim, wipe):
+    pool.refresh()
+    result = checked(name="a", state="absent", **({"wipe": True} if wipe else {}))
+    assert result["changed"] and result["volume"] is None and result["volumes"] == [] and not victim.exists()
+    assert pool.virt.listVolumes() == [], "libvirt was told"
+    assert ("wipe" in result["actions"][0]) == wipe, "only where it is asked for"
 
 
 @pytest.mark.parametrize("fmt", ["raw", "qcow2"])
@@ -44,7 +48,8 @@ def test_deleted_right_after_it_was_made(volume, checked, pool, fmt):
 
 
 def test_missing_is_fine(checked):
-    assert not checked(name="a", state="absent")["changed"]
+    result = checked(name="a", state="absent")
+    assert not result["changed"] and result["volume"] is None and result["volumes"] == []
 
 
 def test_list_with_missing_ones(checked, pool):
@@ -209,6 +214,27 @@ def test_base_and_overlays_deleted_together(checked, pool, victim):
     overlay(pool / "top", victim)
     result = checked(name=["top", "a"], state="absent")
     assert result["changed"] and list(pool.path.iterdir()) == []
+
+
+def test_base_before_its_overlays_is_refused_as_a_whole(refused, pool, victim):
+    overlay(pool / "top", victim)
+    result = refused("volume_has_dependents", name=["a", "top"], state="absent")
+    assert [d["name"] for d in result["dependents"]] == ["top"]
+
+
+def test_failure_half_way_names_what_is_gone(volume, pool):
+    """A directory's mark forbids to take away the second alone: its file can't be unlinked."""
+    make(pool / "a"), make(pool / "b"), make(pool / "c")
+    pool.refresh()
+    sh("chattr", "+i", pool / "b")
+    try:
+        result = volume(name=["a", "b", "c"], state="absent")
+    finally:
+        sh("chattr", "-i", pool / "b")
+    assert result.get("failed"), result
+    print(result)
+    assert (result["done"], result["not_done"], result["changed"]) == (["a"], ["b", "c"], True)
+    assert sorted(os.listdir(pool.path)) == sorted(pool.virt.listVolumes()) == ["b", "c"]
 
 
 def test_overlay_first_then_its_base(volume, checked, pool, victim):

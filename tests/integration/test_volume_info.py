@@ -14,7 +14,7 @@ import uuid
 import pytest
 from support.hypervisors import disk
 from support.images import KIB, MIB, blank, encrypted, make, overlay, take_snapshot, used
-from support.runs import look_at
+from support.runs import environment, look_at, run_module
 
 
 @pytest.fixture
@@ -63,6 +63,23 @@ def test_no_volumes_no_pools(info):
     assert result["volumes"] == [] and result["pools"] == []
 
 
+def test_one_name_in_several_pools(info, make_pool):
+    pools = [make_pool(name) for name in ("bb", "aa")]
+    for pool in pools:
+        blank(pool / "a")
+    found = info(name="a")
+    assert [(v["pool"], v["name"]) for v in found["volumes"]] == [("aa", "a"), ("bb", "a")]
+    assert found["volumes"][0]["uuid"] != found["volumes"][1]["uuid"]
+    assert [v["pool"] for v in info(name="a", pool=["bb", "aa", "bb"])["volumes"]] == ["aa", "bb"]
+    assert [p["name"] for p in info(name="nothing")["pools"]] == ["aa", "bb"]
+
+
+def test_name_and_pattern_go_together(names, pool):
+    blank(pool / "web1"), blank(pool / "web2")
+    assert names(name="web1", pattern="web*") == ["web1"]
+    assert names(name="web1", pattern="db") == []
+
+
 def test_exact_name(names, pool):
     for name in ("web", "web1", "Web"):
         blank(pool / name)
@@ -76,6 +93,8 @@ def test_exact_name(names, pool):
     ("WEB1", ["web1"]),
     ("web?", ["web1"]),
     ("web*", ["web1", "web22"]),
+    ("[!w]*", ["Web3", "a-WEB", "d.b"]),
+    ("*", ["Web3", "a-WEB", "d.b", "web1", "web22"]),
     ("*[0-9]", ["Web3", "web1", "web22"]),
     ("nothing", []),
     ("no*hing", []),
@@ -245,6 +264,12 @@ def test_snapshots(only, pool):
         date = datetime.datetime.fromisoformat(one["date"].replace("Z", "+00:00"))
         assert date.utcoffset() == datetime.timedelta(0)
         assert earliest <= date <= earliest + datetime.timedelta(seconds=30)
+
+
+def test_dates_are_utc_wherever_the_host_is(hypervisor, only, pool):
+    take_snapshot(blank(pool / "a"), "s")
+    far_away = run_module("volume_info", {"uri": hypervisor.uri}, env=environment(TZ="Asia/Tokyo"))
+    assert far_away["volumes"][0]["snapshots"] == only(name="a")["snapshots"]
 
 
 def test_snapshot_with_vm_state_of_a_running_domain(only, pool, domain):

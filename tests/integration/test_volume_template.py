@@ -171,6 +171,13 @@ def test_full_copy_with_options(created, pool, template):
     assert digest(pool / "a") == digest(template)
 
 
+def test_copy_on_write_with_options(created, pool, template):
+    made = created(name="a", template="template", cluster_size="4K", owner="nobody", group="daemon", mode="0640")
+    st = (pool / "a").stat()
+    assert (made["cluster_size"], image_info(pool / "a")["cluster-size"]) == (4096, 4096)
+    assert (st.st_uid, st.st_gid, oct(st.st_mode & 0o7777)) == (65534, 1, "0o640")
+
+
 def test_full_raw_copy_reserves_its_space(created, pool, template):
     created(name="a", template="template", clone_mode="full", format="raw")
     assert used(pool / "a") >= 4 * MIB
@@ -261,11 +268,20 @@ def test_template_pool_that_is_not_there(refused):
     refused("pool_not_found", name="a", template="t", template_pool="nowhere")
 
 
-def test_a_volume_is_not_its_own_template(volume, pool, template):
-    before = file_sha(template)
-    result = volume(name="template", template="template")
-    assert result["failed"], result
-    assert file_sha(template) == before
+def test_a_volume_is_not_its_own_template(refused, pool, template):
+    refused("volume_mismatch", name="template", template="template")
+    refused("volume_mismatch", name=["a", "template"], template="template")
+
+
+def test_an_overlay_is_not_a_full_copy(volume, refused, template):
+    volume(name="a", template="template")
+    refused("volume_mismatch", name="a", template="template", clone_mode="full")
+
+
+def test_backing_file_is_compared_by_what_it_is_not_by_its_path(volume, checked, pool, template, outside):
+    volume(name="a", template="template")
+    (outside / "dir").symlink_to(pool.path)
+    assert not checked(name="a", template=str(outside / "dir" / "template"), clone_mode="backing")["changed"]
 
 
 @pytest.mark.parametrize("mode", ["backing", "full"])

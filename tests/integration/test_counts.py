@@ -83,6 +83,25 @@ def test_many_empty_volumes_at_once(counted, pool):
     assert few.calls.get("virStoragePoolRefresh") == many.calls.get("virStoragePoolRefresh") == 1
 
 
+@pytest.mark.parametrize("wish", [{"size": "1M"}, {"template": "template"}, {"state": "absent"}], ids=str)
+def test_names_share_one_connection_refresh_and_domain_map(counted, pool, domain, wish):
+    """However many names: each domain is read as often as for two of them, and the pool refreshed once."""
+    blank(pool / "template")
+    for number in range(3):
+        domain(disk(blank(pool / f"used{number}")), running=False)
+    names = {number: [f"n{number}-{i}" for i in range(number)] for number in (2, FEW)}
+    if "state" in wish:
+        fill(pool, 2, "n2-"), fill(pool, FEW, f"n{FEW}-")
+    pool.refresh()
+    small, large = (counted("volume", pool=pool.name, name=names[number], **wish) for number in (2, FEW))
+    for found in (small, large):
+        assert found.result["changed"] and len(found.result["actions"]) > 1
+        assert sum(number for name, number in found.calls.items() if "Open" in name) == 1
+        assert found.calls.get("virStoragePoolRefresh", 0) == ("state" not in wish), found.calls
+        assert found.calls["virDomainGetXMLDesc"] <= 3 * 3  # before, under the locks, and for the result
+    assert {name for name in growth(small, large) if "Domain" in name} == set()
+
+
 def test_list_of_many(counted, hypervisor, make_pool, domain):
     """No call of libvirt for a volume, one head of a file each, and no more for each further domain than its documents."""
     pool = fill(make_pool(), FEW)

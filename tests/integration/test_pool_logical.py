@@ -125,6 +125,13 @@ def test_what_a_logical_volume_cannot_be(refused, wish, reason):
     refused(reason, "volume", **{"name": "a", "size": "4M", **wish})
 
 
+def test_libvirt_lets_nobody_look_anew(host, run):
+    """Of volumes that aren't files libvirt has to ask the storage first, which it does not for those who may only look."""
+    result = run("volume_info", uri=f"{host.uri}-ro")
+    assert result.get("failed") and result["reason"] == "libvirt_error", result
+    assert "'vg'" in result["msg"] and "read only" in result["msg"]
+
+
 def test_grow(group, done, refused, run):
     done("volume", name="a", size="4M")
     (group.devices / "a").write_bytes(noise(4 * MIB))

@@ -497,6 +497,19 @@ def test_without_the_tool(image, without_rbd):
         assert result["reason"] == "tool_missing" and "ceph-common" in result["msg"], result
 
 
+def test_tool_that_fails(image, hypervisor, rbd, tmp_path):
+    """Who uses an image can't be told then, and no list says that nobody does."""
+    broken = tmp_path / "rbd"
+    broken.write_text("#!/bin/sh\necho 'rbd: lost my way' >&2\nexit 3\n")
+    broken.chmod(0o755)
+    prefix = ["unshare", "--mount", "--propagation", "private", "sh", "-c", f'mount --bind {broken} /usr/bin/rbd && exec "$@"', "sh"]
+    image()
+    for module, wish in (("volume_info", {}), ("volume", {"name": "a", "state": "absent"})):
+        where = {"uri": hypervisor.uri, "pool": [rbd.name()] if module == "volume_info" else rbd.name()}
+        result = finish_module(start_module(module, {**where, **wish}, prefix=prefix))
+        assert result.get("failed") and result["reason"] == "tool_failed" and "lost my way" in result["msg"], result
+
+
 def test_the_key_is_nowhere_to_be_seen(ceph, image, make_pool, hypervisor, on_rbd):
     """Neither in a command line nor in a message."""
     key = ceph._run("ceph-authtool", ceph.root / "keyring", "-p", "-n", f"client.{USER}").strip()

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from support.hypervisors import disk, domain_xml
-from support.images import MIB, blank, overlay
+from support.images import MIB, blank, overlay, sh
 from support.runs import run_module
 
 VOLUMES, DOMAINS = 2000, 100
@@ -43,6 +45,8 @@ def test_every_volume_and_every_attachment(own_hypervisor, crowd):
     assert [d["name"] for d in found["v0000"]["dependents"]] == ["top"]
     assert all(v["capacity"] == MIB and v["cluster_size"] == 512 for n, v in found.items() if n != "top")
 
+    assert seconds_to_list(own_hypervisor) < 4 * seconds_of(["virsh", "-c", own_hypervisor.uri, "vol-list", "--details", crowd.name])
+
     params = {"uri": own_hypervisor.uri, "pool": crowd.name}
     made = run_module("volume", {**params, "name": ["new1", "new2"], "size": "1M"})
     assert made["changed"] and len(made["volumes"]) == 2
@@ -51,3 +55,23 @@ def test_every_volume_and_every_attachment(own_hypervisor, crowd):
     some = [f"v{n:04}" for n in range(1600, 1700)]
     assert run_module("volume", {**params, "name": some, "state": "absent"})["changed"]
     assert len(list(crowd.path.iterdir())) == VOLUMES + 2 - 100
+
+
+def seconds_of(argv):
+    """The best of three."""
+    taken = []
+    for _time in range(3):
+        began = time.monotonic()
+        sh(*argv)
+        taken.append(time.monotonic() - began)
+    return min(taken)
+
+
+def seconds_to_list(hypervisor):
+    """Of a whole process; what it answers was looked at before."""
+    taken = []
+    for _time in range(3):
+        began = time.monotonic()
+        run_module("volume_info", {"uri": hypervisor.uri})
+        taken.append(time.monotonic() - began)
+    return min(taken)

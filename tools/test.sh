@@ -251,6 +251,20 @@ check_readme() {
 test_build() {
     step "build, install, ansible-doc" build_and_install
     step galaxy-importer import_as_galaxy
+    step "the README's tour, from nothing" tour_from_nothing
+}
+
+# As on a fresh checkout, with a venv and a hypervisor of its own, of which nothing is left.
+tour_from_nothing() {
+    local copy=$work/tour/ansible_collections/hypervisor/storage
+    rm -rf "$work/tour"
+    copy_collection "$work/tour"
+    env -u KEEP "$copy/dev" demo
+    [[ -z $(find "$copy/.work/hypervisors" "$copy/.work/pools" -mindepth 1) ]] || fail "the tour left files"
+    ! grep -las -f <(printf %s "$copy/.work") /proc/[0-9]*/cmdline || fail "the tour left processes"
+    # The copy's files are all staged.
+    [[ -z $(git -C "$copy" ls-files --modified --others --exclude-standard) ]] || fail "the tour changed the checkout"
+    rm -rf "$work/tour"
 }
 
 build_and_install() {

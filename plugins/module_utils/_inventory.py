@@ -46,6 +46,7 @@ class Image(NamedTuple):
     is_link: bool
     distrust: str | None  # why its content must not be read as an image
     failure: OSError | None = None  # what the operating system refused, so that nothing can be told of it
+    key: str | None = None  # libvirt's, where it isn't the path
 
     @property
     def backing(self) -> _chains.Layer | None:
@@ -393,6 +394,7 @@ class Host:
             chain=_chains.Chain(layers),
             is_link=False,
             distrust=None,
+            key=definition.key,
         )
 
     def _parents(self, name: str, pool: Pool) -> tuple[_chains.Layer, ...]:
@@ -533,7 +535,7 @@ class Host:
         return Volume(
             name=image.name,
             uuid=volume_uuid(image.pool.uuid, image.name),
-            key=image.path if image.type != "network" else str(image.ident[1]),
+            key=image.key or image.path,
             path=image.path,
             pool=image.pool.name,
             type=image.type,

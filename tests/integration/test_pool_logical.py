@@ -102,10 +102,11 @@ def refused(run, group):
     return both
 
 
-def test_blank_list_delete(group, done, run):
+def test_blank_list_delete(host, group, done, run):
     made = done("volume", name="a", size="5M")["volume"]
     assert (made["type"], made["format"], made["path"]) == ("block", "raw", f"/dev/{group.name}/a")
     assert made["capacity"] == 8 * MIB == group.volumes()["a"], "rounded up to whole extents, and said so"
+    assert made["key"] == host.conn.storagePoolLookupByName("vg").storageVolLookupByName("a").key() != made["path"]
     listed = run("volume_info")
     assert listed["volumes"] == [made] and listed["pools"][0]["type"] == "logical"
     assert not run("volume", name="a", size=8 * MIB - 1)["changed"]

@@ -330,6 +330,15 @@ def test_thin_beyond_the_space_warns(volume, refused, small, fmt, preallocation)
     assert not volume(**{**wish, "size": "1M"})["warnings"]
 
 
+def test_growing_a_thin_one_beyond_the_space_warns(volume, refused, small):
+    wish = {"name": "a", "size": "1G", "pool": small.name}
+    volume(**{**wish, "size": "1M"})
+    refused("insufficient_space", **wish, overcommit=False)
+    foretold, result = volume(check=True, **wish), volume(**wish)
+    assert result["changed"] and len(result["warnings"]) == 1 and foretold["warnings"] == result["warnings"]
+    assert not volume(**wish, overcommit=False).get("failed"), "what is there already is not promised anew"
+
+
 def test_thin_within_the_space_does_not_warn(volume, small):
     assert volume(name="a", size="8M", overcommit=False, pool=small.name)["warnings"] == []
 

@@ -35,7 +35,8 @@ SHOWN = [
 
 def take_tour(hypervisor, directory, keep):
     settings = {"demo_uri": hypervisor.uri, "demo_dir": str(directory), "demo_keep": keep, "ansible_python_interpreter": sys.executable}
-    argv = [str(Path(sys.executable).parent / "ansible-playbook"), "hypervisor.storage.demo", "-i", "localhost,", "-e", json.dumps(settings)]
+    playbook = str(Path(sys.executable).parent / "ansible-playbook")
+    argv = [playbook, "hypervisor.storage.demo", "-i", "localhost,", "-e", json.dumps(settings)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False, env=environment())
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

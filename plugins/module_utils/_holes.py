@@ -246,7 +246,7 @@ def _punch(fd: int, start: int, length: int) -> bool:
             return False
         if number in (errno.EOPNOTSUPP, errno.ENOSYS):
             raise Unsupported(
-                "The pool's file system can't give back parts of a file. Use compression to have volumes rewritten."
+                "The pool's file system can't give back parts of a file; a compressed rewrite (volume_compress with compression) can."
             )
         raise OSError(number, os.strerror(number))
     return True

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from . import _holes, _libvirt, _locks, _staging, _xml
-from ._errors import InsufficientSpace, Locked, StorageError, ToolFailed
+from ._errors import InsufficientSpace, Locked, StorageError, ToolFailed, Unsupported
 from ._libvirt import Connection
 from ._model import Attachment
 from ._os_errors import tells_of_no_room
@@ -64,8 +64,12 @@ def copy_running_disk(step: CopyImage, *, staged: Staged, qemu_img: QemuImg, con
             undo.pop_all()
     if step.format == "raw" and step.preallocation == "off":
         # A backup job writes zeros where the disk has nothing.
-        with _staging.explained("make the copy sparse"):
-            _holes.dig(staged.fd, _holes.find_anywhere(staged.fd))
+        try:
+            with _staging.explained("make the copy sparse"):
+                _holes.dig(staged.fd, _holes.find_anywhere(staged.fd))
+        except (InsufficientSpace, Unsupported) as error:  # it is complete all the same
+            takes_all = f"The copy of {step.source.label} takes its whole size on storage, since it could not be made sparse: {error.msg}"
+            return moment._replace(warnings=(*moment.warnings, takes_all))
     return moment
 
 

@@ -118,16 +118,19 @@ def _settle_all(files: Sequence[Complete]) -> None:
 def _settle(file: Complete) -> None:
     with explained(f"publish volume {file.name!r} in {file.staged.directory!r}"):
         fd, ownership = file.staged.fd, file.ownership
-        made = os.fstat(fd)
-        if (ownership.uid, ownership.gid) != (made.st_uid, made.st_gid):
-            os.fchown(
-                fd,
-                -1 if ownership.uid is None else ownership.uid,
-                -1 if ownership.gid is None else ownership.gid,
-            )
+        _give(fd, ownership.uid, ownership.gid, name=file.name)
         os.fchmod(fd, 0o600 if ownership.mode is None else ownership.mode)
         _directory.write_mark(fd, file.image_format)
         os.fsync(fd)
+
+
+def _give(fd: int, uid: int | None, gid: int | None, *, name: str) -> None:
+    """Give a file to an owner and a group; ``None``, and what has it already, is left: some file systems let nobody change them."""
+    made = os.fstat(fd)
+    if uid in (None, made.st_uid) and gid in (None, made.st_gid):
+        return
+    with explained(f"give volume {name!r} its owner and group (the file system must allow it; NFS does not with root_squash)"):
+        os.fchown(fd, -1 if uid is None else uid, -1 if gid is None else gid)
 
 
 def _give_name(staged: Staged, name: str, directory_fd: int) -> None:
@@ -153,7 +156,7 @@ def replace(staged: Staged, name: str, *, old_fd: int) -> None:
     """Put the complete file in the place of the one open as ``old_fd``, with its rights and attributes, in one step."""
     with explained(f"replace volume {name!r} in {staged.directory!r}"):
         old = os.fstat(old_fd)
-        os.fchown(staged.fd, old.st_uid, old.st_gid)
+        _give(staged.fd, old.st_uid, old.st_gid, name=name)
         os.fchmod(staged.fd, stat.S_IMODE(old.st_mode))
         _copy_attributes(old_fd, staged.fd)
         os.fsync(staged.fd)

@@ -366,8 +366,8 @@ def test_container_that_says_luks(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("size", [MIB, 10 * MIB + 512, 3 * 1024**3])
 def test_foreign_formats_are_named(tmp_path: Path, fmt: str, options: str, size: int) -> None:
-    if (fmt, options) == ("vhdx", "subformat=fixed") and size > 1024**3:
-        pytest.skip("takes all its space")
+    if (fmt, options) == ("vhdx", "subformat=fixed"):
+        size = min(size, 64 * MIB)  # it takes all its space
     image = create(tmp_path / "i", size, fmt=fmt, options=options, more=SECRET)
     header = assert_agrees_with_qemu_img(image)
     assert header.format == fmt

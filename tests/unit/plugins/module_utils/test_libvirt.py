@@ -54,7 +54,7 @@ def test_a_disk_only_grows_where_libvirt_can_see_to_that(monkeypatch: pytest.Mon
     else:
         monkeypatch.setattr(libvirt, "VIR_DOMAIN_BLOCK_RESIZE_EXTEND", extend, raising=False)
     disk = Disk()
-    Connection(disk, "qemu:///system").block_resize(domain_uuid="0000-1", target="vda", capacity=512)
+    Connection(disk, "qemu:///system").block_resize(domain_uuid="0000-1", target="vda", capacity=512, what="grow it")
     assert disk.asked == [("vda", 512, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES | (extend or 0))]
 
 

@@ -1,0 +1,94 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Pools on file systems that can do less: each kind of work is done all the same, and done again is no change.
+
+ext3 reserves no space without writing; FUSE, like NFS, has no files without a name, no shared extents, and here no extended
+attributes and no change of owners.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+
+import pytest
+from support import mounts
+from support.faults import KINDS
+from support.hypervisors import Hypervisor, Pool, disk, domain_xml
+from support.images import MIB, sh, used, wait_until
+from support.runs import run_module
+
+POOR = ["ext3", "fuse"]
+
+
+@pytest.fixture(scope="module")
+def host(place):
+    """A hypervisor that sees them."""
+    with ExitStack() as stack:
+        stack.enter_context(mounts.mounted(place / "ext3", 320 * MIB, (*mounts.EXT4[:-3], "ext3", "-m", "0")))
+        (place / "behind").mkdir()
+        (place / "fuse").mkdir()
+        sh("bindfs", "--xattr-none", "--chown-deny", place / "behind", place / "fuse")
+        stack.callback(lambda: wait_until(lambda: os.system(f"umount {place / 'fuse'}") == 0))
+        running = Hypervisor(place / "poor")
+        stack.callback(running.stop)
+        yield running
+
+
+@pytest.fixture(params=POOR)
+def poor(request, host, place):
+    pool = Pool(host, request.param, place / request.param / "pool")
+    yield pool
+    for path in pool.path.iterdir():
+        path.unlink()
+    pool.forget()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_is_done(poor, masters, name):
+    kind = KINDS[name]
+    kind.lay_out(masters, poor.path)
+    poor.refresh()
+    params = {"uri": poor.hypervisor.uri, "pool": poor.name, **kind.wish}
+    running = poor.hypervisor.conn.createXML(domain_xml("poor", disk(poor / "a", kind.before["a"].format))) if kind.runs else None
+    try:
+        predicted = run_module(kind.module, params, check=True)
+        result = run_module(kind.module, params)
+        if (poor.name, name) == ("fuse", "compress in place"):
+            # Whether a file system like this can give back a part of a file shows only when it is told to.
+            assert result.get("reason") == "unsupported" and "compressed rewrite" in result["msg"], result
+            kind.assert_nothing_lost(poor.path)
+            return
+        assert result.get("changed") and predicted["changed"], (predicted, result)
+        sparse = (poor.name, name) != ("fuse", "clone live raw")
+        assert sparse is not any("could not be made sparse" in warning for warning in result.get("warnings", [])), result
+        assert result["actions"] == predicted["actions"]
+        kind.assert_done(poor.path)
+        assert run_module(kind.module, params).get("changed") is False
+    finally:
+        if running is not None:
+            running.destroy()
+
+
+@pytest.mark.parametrize("preallocation", ["falloc", "full"])
+def test_raw_is_reserved(poor, preallocation):
+    """Where a file system can't reserve, zeros are written."""
+    params = {"uri": poor.hypervisor.uri, "pool": poor.name, "name": "a", "preallocation": preallocation}
+    result = run_module("volume", {**params, "format": "raw", "size": "8M"})
+    assert result.get("changed"), result
+    assert used(poor / "a") >= 8 * MIB
+    result = run_module("volume_resize", {**params, "size": "16M"})
+    assert result.get("changed"), result
+    assert used(poor / "a") >= 16 * MIB and (poor / "a").read_bytes() == bytes(16 * MIB)
+
+
+def test_owner_that_can_not_be_given(poor):
+    wish = {"uri": poor.hypervisor.uri, "pool": poor.name, "name": "a", "size": "1M", "owner": "nobody", "mode": "0640"}
+    result = run_module("volume", wish)
+    if poor.name == "fuse":
+        assert result.get("failed") and result["reason"] == "unsupported" and "owner" in result["msg"], result
+        assert os.listdir(poor.path) == []
+    else:
+        assert result.get("changed"), result

@@ -11,14 +11,15 @@ attributes and no change of owners.
 from __future__ import annotations
 
 import os
+import time
 from contextlib import ExitStack
 
 import pytest
 from support import mounts
-from support.faults import KINDS
+from support.faults import KINDS, Tree
 from support.hypervisors import Hypervisor, Pool, disk, domain_xml
 from support.images import MIB, sh, used, wait_until
-from support.runs import run_module
+from support.runs import finish_module, run_module
 
 POOR = ["ext3", "fuse"]
 
@@ -92,3 +93,32 @@ def test_owner_that_can_not_be_given(poor):
         assert os.listdir(poor.path) == []
     else:
         assert result.get("changed"), result
+
+
+@pytest.mark.parametrize("name", ["create raw", "restore", "clone offline", "compress rewrite"])
+def test_killed(poor, masters, name):
+    """What is staged has a hidden name where there are no files without one; the next run removes it, and finishes."""
+    kind = KINDS[name]
+    params = {"uri": poor.hypervisor.uri, "pool": poor.name, **kind.wish}
+    left, seconds = 0, 0.0
+    for moment in range(4):
+        kind.lay_out(masters, poor.path)
+        tree = Tree(kind.module, params)
+        began = tree.wait_for_work(poor.path)
+        if not moment:  # the first tells how long it takes
+            assert finish_module(tree.process).get("changed")
+            seconds = time.monotonic() - began
+        if moment == 1:
+            wait_until(lambda: hidden(poor) or tree.process.poll() is not None)  # noqa: B023
+        else:
+            time.sleep(seconds * moment / 5)
+        tree.kill(everything=False)
+        kind.assert_nothing_lost(poor.path)
+        left += len(hidden(poor))
+        assert not run_module(kind.module, params).get("failed")
+        kind.assert_done(poor.path)
+    assert left or poor.name != "fuse", "it was never met"
+
+
+def hidden(pool):
+    return [name for name in os.listdir(pool.path) if name.startswith(".") and not name.startswith(".fuse_hidden")]

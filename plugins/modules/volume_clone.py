@@ -18,6 +18,7 @@ description:
   - A volume that a running domain writes to is copied as of one moment, through libvirt's backup job. File systems in
     the guest are frozen around its start when the guest agent answers.
   - Internal snapshots are not copied; a warning says so. A copy that exists is never overwritten.
+  - A volume that QEMU encrypts, as LUKS or within qcow2, is refused, since only its own domain has the key.
 author:
   - The hypervisor.storage contributors (@hypervisor-storage)
 extends_documentation_fragment:

@@ -17,6 +17,7 @@ description:
   - The guest's partitions and file systems are not touched; growing them is the next step, in the guest.
   - A volume that several running domains share, that a running domain has read-only, or that is only a backing layer
     of a running domain is refused, since not all who use it would see the new size.
+  - A volume that QEMU encrypts, as LUKS or within qcow2, grows while its domain, which has the key, runs.
 author:
   - The hypervisor.storage contributors (@hypervisor-storage)
 extends_documentation_fragment:

@@ -12,7 +12,8 @@ import os
 import pytest
 from support import mounts
 from support.hypervisors import Hypervisor
-from support.images import MIB, content, digest, make, noise, overlay, sh, sha, take_snapshot, write
+from support.images import MIB, content, digest, file_sha, make, noise, overlay, sh, sha, take_snapshot, used, write
+from support.images import info as image_info
 from support.runs import run_module
 from support.spoiled import with_spoiled_copies
 
@@ -47,12 +48,23 @@ def elsewhere(host, make_pool):
     pool.forget()
 
 
+@pytest.fixture
+def neighbour(host, make_pool, sharing):
+    """A second pool on the file system of the first."""
+    pool = make_pool("neighbour", sharing.path.parent / "neighbour", on=host)
+    yield pool
+    pool.forget()
+
+
 def shares(path):
     sh("sync", "-f", path)
     return "shared" in sh("filefrag", "-v", path)
 
 
-@pytest.mark.parametrize(("fmt", "wish"), [("qcow2", {}), ("raw", {}), ("qcow2", {"size": "40M"}), ("raw", {"size": "40M"})])
+@pytest.mark.parametrize(("fmt", "wish"), [
+    ("qcow2", {}), ("raw", {}), ("qcow2", {"size": "40M"}), ("raw", {"size": "40M"}),
+    ("qcow2", {"format": "qcow2", "cluster_size": "64K", "preallocation": "off"}),
+])
 def test_extents_are_shared(cloned, sharing, fmt, wish):
     make(sharing / "a", fmt, 32 * MIB)
     os.chown(sharing / "a", 65534, 65534)
@@ -78,6 +90,29 @@ def test_verify_finds_a_byte_that_differs(sharing, outside, fmt):
     assert result.get("reason") == "tool_failed" and "differs" in result["msg"], result
     assert os.listdir(sharing.path) == ["a"]
     assert digest(sharing / "a", fmt) == ALL_DATA
+
+
+def test_extents_are_shared_with_another_pool_of_the_file_system(cloned, sharing, neighbour):
+    make(neighbour / "a", options="cluster_size=4K,lazy_refcounts=on")
+    assert "(reflink, sharing extents)" in cloned(on=sharing, of=neighbour, size="8M")["actions"][0]
+    assert shares(sharing / "b") and digest(sharing / "b", length=4 * MIB) == ALL_DATA
+    facts = [image_info(path)["format-specific"]["data"] for path in (neighbour / "a", sharing / "b")]
+    assert facts[0] == facts[1]
+
+
+def test_what_is_shared_is_compressed_on_one_side_only(sharing, clone):
+    """Zeros of a copy are given back, and the source has all that it had."""
+    make(sharing / "a")
+    write(sharing / "a", 0, offset=2 * MIB, length=2 * MIB)
+    before, room = file_sha(sharing / "a"), used(sharing / "a")
+    wish = {"uri": sharing.hypervisor.uri, "pool": sharing.name}
+    assert clone(**wish)["changed"] and shares(sharing / "b")
+    wish.update(name="b", method="zeros")
+    foretold, result, again = (run_module("volume_compress", wish, check=check) for check in (True, False, False))
+    assert result["changed"] and result["reclaimed"] == foretold["reclaimed"] >= 2 * MIB, result
+    assert not again["changed"], again
+    assert digest(sharing / "b") == digest(sharing / "a") == ALL_DATA
+    assert (file_sha(sharing / "a"), used(sharing / "a")) == (before, room)
 
 
 def test_shared_extents_need_no_space(checked, clone, sharing):

@@ -17,6 +17,7 @@ import time
 import libvirt
 import pytest
 from conftest import at_work_in, pool_directories
+from support.faults import Tree
 from support.hypervisors import disk
 from support.images import (
     GIB,
@@ -336,11 +337,15 @@ def test_attached(refuses, pool, domain):
     assert refuses("volume_in_use")["attachments"]
 
 
-def test_base_of_a_running_overlay(refuses, pool, domain):
-    dirty(pool / "a")
-    overlay(pool / "b", pool / "a")
-    domain(disk(pool / "b"))
-    assert refuses("volume_in_use")["attachments"]
+@pytest.mark.parametrize("between", [0, 2])
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_base_of_a_running_overlay(refuses, pool, domain, between, compression):
+    """Directly, or with others between."""
+    top = dirty(pool / "a")
+    for number in range(between + 1):
+        top = overlay(pool / f"b{number}", top)
+    domain(disk(top))
+    assert refuses("volume_in_use", compression=compression)["attachments"]
 
 
 @pytest.mark.parametrize("holder", [held_by_qemu_io, exported_by_nbd])
@@ -651,13 +656,18 @@ def test_trimmed(compress, guest_disk, workbench):
     """Four deleted files of 16 MiB come back; files, swap and rights stay."""
     set_rights(guest_disk)
     attributes, inode = rights(guest_disk), guest_disk.stat().st_ino
+    before = look_at([guest_disk.parent])
+    foretold = compress(name="a", method="trim", diff=True, check=True)
+    assert look_at([guest_disk.parent]) == before, "check mode touched something"
     result = compress(name="a", method="trim", diff=True)
     assert result["changed"] and result["savings"][0]["method"] == "trim", result
+    assert [foretold[key] for key in ("changed", "actions", "diff")] == [result[key] for key in ("changed", "actions", "diff")]
+    assert foretold["reclaimed"] == pytest.approx(result["reclaimed"], rel=0.05)
     assert result["reclaimed"] > 60 * MIB and result["allocation_after"] == used(guest_disk)
     predicted = result["diff"]["before"]["a"]["allocation"] - result["diff"]["after"]["a"]["allocation"]
     assert predicted == pytest.approx(result["reclaimed"], rel=0.05)
     assert (rights(guest_disk), guest_disk.stat().st_ino) == (attributes, inode) and sound(guest_disk)
-    again = compress(name="a", method="auto", check=True)
+    again = compress(name="a", method="auto")
     assert not again["changed"] and again["reclaimed"] == 0, again
     raw = workbench / "raw"
     sh("qemu-img", "convert", "-f", "qcow2", "-O", "raw", guest_disk, raw)
@@ -669,6 +679,56 @@ def test_trimmed(compress, guest_disk, workbench):
         assert 'LABEL="swap"' in sh("blkid", "-p", device)
     with loop(raw, *PARTITIONS["lvm"]) as device:
         assert "LVM2_member" in sh("blkid", "-p", device)
+
+
+@pytest.fixture
+def guest_overlay(pool, workbench):
+    """ext4 on an overlay whose base holds other data everywhere; a snapshot, and since then a file that stays and one that was deleted."""
+    size = 48 * MIB
+    raw = workbench / "raw"
+    raw.write_bytes(noise(size, "base"))
+    sh("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, pool / "base")
+    raw.write_bytes(noise(size, "guest"))
+    sh(*MKFS["ext4"], raw)
+    sh("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, pool / "a")
+    sh("qemu-img", "rebase", "-f", "qcow2", "-b", pool / "base", "-F", "qcow2", pool / "a")
+    take_snapshot(pool / "a", "s")
+    with mounted(raw, workbench / "mount", "loop,nodiscard") as mount:
+        (mount / "keep").write_bytes(noise(3 * MIB, "keep"))
+        (mount / "gone").write_bytes(noise(16 * MIB, "gone"))
+        sh("sync", "-f", mount)
+        (mount / "gone").unlink()
+    sh("qemu-img", "convert", "-n", "-f", "raw", "-O", "qcow2", raw, pool / "a")
+    assert content(pool / "a") == raw.read_bytes()
+    return pool / "a"
+
+
+def test_trimmed_overlay_with_a_snapshot(hypervisor, pool, domain, workbench, guest_overlay):
+    """What is given back never shows the base's data; the snapshot stays; nobody gets the volume meanwhile."""
+
+    def of_snapshot():
+        sh("qemu-img", "convert", "-f", "qcow2", "-l", "s", "-O", "raw", guest_overlay, workbench / "snapshot")
+        return file_sha(workbench / "snapshot")
+
+    snapshot = of_snapshot()
+    tree = Tree("volume_compress", {"uri": hypervisor.uri, "pool": pool.name, "name": "a", "method": "trim"})
+    wait_until(lambda: tree.writes_to(guest_overlay), timeout=120)
+    time.sleep(0.5)
+    with pytest.raises(libvirt.libvirtError, match="lock"):
+        domain(disk(guest_overlay), transient=True)
+    assert tree.process.poll() is None and tree.writes_to(guest_overlay), "met too late"
+    result = finish_module(tree.process, 300)
+    assert result["changed"] and result["reclaimed"] > 30 * MIB, result
+    after, below = content(guest_overlay), content(pool / "base")
+    for start in range(0, len(after), 4 * KIB):
+        part = slice(start, start + 4 * KIB)
+        assert after[part] != below[part], f"the base shows at {start}"
+    assert of_snapshot() == snapshot and sound(guest_overlay)
+    assert image_info(guest_overlay)["backing-filename"] == str(pool / "base")
+    (workbench / "raw").write_bytes(after)
+    sh("e2fsck", "-f", "-n", workbench / "raw")
+    with mounted(workbench / "raw", workbench / "mount", "loop,ro") as mount:
+        assert (mount / "keep").read_bytes() == noise(3 * MIB, "keep")
 
 
 @pytest.fixture

@@ -731,6 +731,31 @@ def test_trimmed_overlay_with_a_snapshot(hypervisor, pool, domain, workbench, gu
         assert (mount / "keep").read_bytes() == noise(3 * MIB, "keep")
 
 
+def test_trimmed_and_rewritten(compress, pool, workbench):
+    """Both in one run, as foretold; a second run finds nothing more."""
+    raw, files = workbench / "raw", {"keep": noise(3 * MIB, "keep"), "words": noise(4 * MIB, "text").hex().encode()}
+    raw.write_bytes(b"")
+    os.truncate(raw, 48 * MIB)
+    sh(*MKFS["ext4"], raw)
+    with mounted(raw, workbench / "mount", "loop,nodiscard") as mount:
+        for name, data in {**files, "gone": noise(16 * MIB, "gone")}.items():
+            (mount / name).write_bytes(data)
+        sh("sync", "-f", mount)
+        (mount / "gone").unlink()
+    sh("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, pool / "a")
+    wish = {"name": "a", "method": "auto", "compression": "zstd"}
+    foretold, result, again = (compress(**wish, check=check, diff=True) for check in (True, False, False))
+    assert result["changed"] and result["reclaimed"] > 19 * MIB, result
+    assert [foretold[key] for key in ("changed", "actions", "diff")] == [result[key] for key in ("changed", "actions", "diff")]
+    assert foretold["reclaimed"] == pytest.approx(result["reclaimed"], rel=0.2)
+    assert (result["savings"][0]["method"], result["savings"][0]["compression"]) == ("trim", "zstd")
+    assert not again["changed"] and again["reclaimed"] == 0 and again["actions"] == [], again
+    assert sound(pool / "a") and os.listdir(pool.path) == ["a"]
+    sh("qemu-img", "convert", "-f", "qcow2", "-O", "raw", pool / "a", raw)
+    with mounted(raw, workbench / "mount", "loop,ro") as mount:
+        assert {name: (mount / name).read_bytes() for name in files} == files and not (mount / "gone").exists()
+
+
 @pytest.fixture
 def in_place_of_virt_sparsify(workbench):
     """A prefix that runs a module where virt-sparsify is something else; an empty text takes it away."""

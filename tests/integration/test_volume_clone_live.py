@@ -184,6 +184,16 @@ def test_options(cloned_live, pool, domain):
     assert used(pool / "b") >= 4 * MIB and digest(pool / "b") == ALL_DATA
 
 
+@pytest.mark.parametrize("how", ["falloc", "full"])
+@pytest.mark.parametrize("wanted", ["qcow2", "raw"])
+def test_space_is_reserved_on_demand(cloned_live, pool, domain, wanted, how):
+    """Also where the disk has holes, and of what is added."""
+    make(pool / "a", "raw")
+    cloned_live(domain(disk(pool / "a", "raw")), format=wanted, preallocation=how, size="8M")
+    assert used(pool / "b") >= 8 * MIB
+    assert digest(pool / "b", wanted, 4 * MIB) == ALL_DATA and digest(pool / "b", wanted) == sha(noise(2 * MIB) + bytes(6 * MIB))
+
+
 @pytest.mark.parametrize(("source", "wanted"), [
     ("qcow2", "qcow2"), ("raw", "qcow2"), ("raw", "raw"), ("qcow2", "raw"),
 ])
@@ -303,6 +313,17 @@ def test_raw_disk_whose_guest_wrote_a_qcow2_header(clone, pool, domain, outside)
 
 
 # -- what is refused ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fmt", ["qcow2", "raw"])
+def test_raw_copies_need_room_for_the_whole_disk(kept, cloned_live, pool, small, domain, fmt):
+    """The job writes them whole; that is known before it begins."""
+    blank(pool / "a", GIB, fmt)
+    write(pool / "a", 0x33, MIB, fmt=fmt)
+    running = domain(disk(pool / "a", fmt))
+    assert kept("insufficient_space", pool=small.name, source_pool=pool.name, format="raw")["required"] == GIB
+    cloned_live(running, on=small, source_pool=pool.name, format="qcow2")
+    assert digest(small / "b", length=3 * MIB) == sha(bytes(MIB) + b"\x33" * MIB + bytes(MIB))
 
 
 def test_offline_was_asked_for(kept, pool, domain):

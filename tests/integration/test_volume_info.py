@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import threading
 import time
 import uuid
@@ -186,6 +187,34 @@ def test_attachment_fields(only, pool, domain, wish, found):
             "vm é & co", virt.UUIDString(), "vdb", "virtio", False, "disk")
     assert {(a["live"], a["state"]) for a in seen["attachments"]} <= found
     assert any(a["live"] for a in seen["attachments"]) == wish["running"]
+
+
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("source", [
+    "file", "volume", "block", "link", "linked directory", "hard link", "dots", "linked pool", "block device by a link",
+])
+def test_attached_by_whatever_name(only, make_pool, pool, domain, outside, loop_device, source, running):
+    """However a domain's disk is written, it is the one volume, used once and by that disk."""
+    on_device = source.startswith("block")
+    if on_device:
+        (pool / "a").symlink_to(loop_device)
+    else:
+        blank(pool / "a", fmt="raw")
+    (outside / "dir").symlink_to(pool.path)
+    (outside / "link").symlink_to(loop_device if on_device else pool / "a")
+    if source == "hard link":
+        os.link(pool / "a", outside / "hard")
+    pool.refresh()
+    written = {
+        "file": pool / "a", "volume": (pool.name, "a"), "block": loop_device, "link": outside / "link",
+        "linked directory": outside / "dir" / "a", "hard link": outside / "hard", "block device by a link": outside / "link",
+        "dots": f"{outside}/../{pool.path.name}//./a",
+        "linked pool": (make_pool("twin", outside / "dir").refresh().name, "a") if source == "linked pool" else "",
+    }[source]
+    virt = domain(disk(written, "raw", "sdb", block=on_device), name="vm", running=running)
+    assert only(name="a", pool=[pool.name])["attachments"] == [{
+        "domain": "vm", "domain_uuid": virt.UUIDString(), "state": "running" if running else "shutoff", "target": "sdb", "bus": "scsi",
+        "live": running, "readonly": False, "via": "disk"}]
 
 
 def test_attached_to_several_domains(only, pool, domain):

@@ -20,11 +20,12 @@ from support.guests import Guest
 from support.hypervisors import Pool, disk
 from support.images import MIB, blank, make, sh, used, wait_until, write
 from support.images import info as image_info
-from support.jobs import has_no_job, hold_job_of, jobs, set_speed
+from support.jobs import has_no_job, jobs, set_speed
 from support.runs import finish_module, run_module, start_module
 
 RECORDS = 16000
-SPACING = 25  # sectors: the records spread over a disk of 200 MiB
+SPACING = 25  # sectors: the records spread over a disk, in its first 200 MiB
+SECTORS = 1024 * MIB  # so large that a copy of it is met in its middle
 STEP = 1013  # shares no divisor with RECORDS: they come in no order in which a copy goes through the disk
 
 SCRIPT = f"""
@@ -53,8 +54,8 @@ def busy(hypervisor, place):
     pool = Pool(hypervisor, "busy", place / "busy")
     blank(pool / "files", 64 * MIB, "raw")
     sh("mke2fs", "-q", "-F", "-t", "ext4", pool / "files")
-    blank(pool / "sectors", 200 * MIB, "raw")
-    write(pool / "sectors", 0x77, length=200 * MIB, fmt="raw")
+    blank(pool / "sectors", SECTORS, "raw")
+    write(pool / "sectors", 0x77, length=SECTORS, fmt="raw")
     (pool / "pause").write_bytes(b"0.5".ljust(512, b"\0"))
     yield pool
     pool.forget()
@@ -129,6 +130,46 @@ def sizes(hypervisor, guest, pool, name, target):
     )
 
 
+# The module as it is, but with this done to it.
+CHANGED = ("import runpy, sys; from ansible_collections.hypervisor.storage.plugins.module_utils import _errors, _libvirt, _live, _locks\n"
+           "{}\nsys.argv = sys.argv[-1:]; runpy.run_module(*sys.argv, run_name='__main__', alter_sys=True)")
+BEGIN_FAILS = """
+def fail(self, *arguments):
+    raise _errors.LibvirtError("libvirt is out of order")
+_libvirt.Connection.begin_backup = fail
+"""
+LOST_WHILE_FROZEN = """
+def leave(self, *arguments):
+    raise KeyboardInterrupt
+_libvirt.Connection.begin_backup = leave
+"""
+NO_THAW = """
+import os
+mine, thaw = os.getpid(), _libvirt.Connection.thaw
+_libvirt.Connection.thaw = lambda self, uuid: os.getpid() != mine and thaw(self, uuid)
+"""
+IMPATIENT = "_live.JOB_TIMEOUT = 3"
+SLOW = """
+limit = _libvirt.Connection.limit_job
+_libvirt.Connection.limit_job = lambda self, uuid, target, speed: limit(self, uuid, target, 1 << 20)
+"""
+
+
+def slow_copy(hypervisor, guest, busy, name):
+    """A copy whose job is in its middle, the guest being thawed, and stays slow until it is told otherwise."""
+    params = {"uri": hypervisor.uri, "source": "sectors", "source_pool": "busy", "pool": "busy", "name": name}
+    for _attempt in range(12):  # before it is slowed down, the job may be over
+        called = len(hooks(guest))
+        process = start_module("volume_clone", params, prefix=[sys.executable, "-c", CHANGED.format(SLOW)])
+        wait_until(lambda: hooks(guest)[called:] == ["freeze", "thaw"], 30)  # noqa: B023
+        time.sleep(0.3)
+        if any(job["status"] == "running" for job in jobs(guest.virt)):
+            return process
+        assert finish_module(process).get("changed")
+        (busy / name).unlink()
+    raise AssertionError("the job was never met in its middle")
+
+
 def read_records(image):
     """Numbers of the records that are on the disk."""
     found = set()
@@ -147,28 +188,17 @@ def read_records(image):
 
 def test_copy_is_one_moment(hypervisor, guest, busy):
     """Records that the guest wrote one after the other, each safe before the next: a prefix of them, without holes."""
-    params = {"uri": hypervisor.uri, "source": "sectors", "source_pool": "busy", "pool": "busy", "name": "copy"}
-    for _attempt in range(12):  # on a busy machine the job may be over before it is met
-        guest.wait_for_more("sector", 5)
-        before = guest.last("sector")
-        process = start_module("volume_clone", params)
-        if hold_job_of(process, guest.virt, speed=MIB, large=False):
-            os.kill(process.pid, signal.SIGSTOP)  # it would let go of the job once the guest is thawed
-            time.sleep(0.2)
-            if any(job["status"] == "running" for job in jobs(guest.virt)):
-                break
-            os.kill(process.pid, signal.SIGCONT)
-        assert finish_module(process).get("changed")
-        (busy / "copy").unlink()
-    else:
-        raise AssertionError("the job was never met in its middle")
+    guest.wait_for_more("sector", 5)
+    before = guest.last("sector")
+    process = slow_copy(hypervisor, guest, busy, "copy")
     guest.wait_for_more("sector", 30)
-    os.kill(process.pid, signal.SIGCONT)
+    assert process.poll() is None and jobs(guest.virt), "the copy is not complete"
     set_speed(guest.virt, 0)
     result = finish_module(process)
     assert result.get("changed"), result
     written = guest.last("sector")
     found = read_records(busy / "copy")
+    (busy / "copy").unlink()
     assert found == set(range(1, len(found) + 1)), "a hole"
     assert before <= len(found) < written, "the guest wrote on while it was copied"
     guest.wait_for_more("sector")
@@ -192,12 +222,25 @@ def test_copy_of_a_file_system(hypervisor, guest, busy):
     assert lines == [f"record {n}" for n in range(1, len(lines) + 1)] and len(lines) >= before
 
 
+def test_thawed_at_once(hypervisor, guest, busy):
+    """Its files are written to again while the copy is still being made."""
+    process = slow_copy(hypervisor, guest, busy, "long")
+    guest.wait_for_more("file", 3)
+    assert status(guest) == "thawed" and hooks(guest)[-2:] == ["freeze", "thaw"]
+    assert process.poll() is None and jobs(guest.virt), "the copy is not complete"
+    set_speed(guest.virt, 0)
+    result = finish_module(process)
+    assert result.get("changed") and result["consistency"] == "filesystem", result
+    (busy / "long").unlink()
+
+
 def test_copy_is_slow_only_while_the_guest_is_frozen(hypervisor, guest, busy):
     """At the speed of that moment it would take minutes."""
     params = {"uri": hypervisor.uri, "source": "sectors", "source_pool": "busy", "pool": "busy", "name": "quick"}
     result = run_module("volume_clone", params)
     assert result.get("changed") and result["consistency"] == "filesystem", result
     found = read_records(busy / "quick")
+    (busy / "quick").unlink()
     assert found == set(range(1, len(found) + 1)), "a hole"
 
 
@@ -223,27 +266,6 @@ def test_killed_between_freeze_and_thaw(hypervisor, guest, busy, frozen):
     assert subprocess.run(["e2fsck", "-fn", busy / name], capture_output=True, check=False).returncode == 0
     assert not list(busy.path.glob(".hypervisor.storage-*"))
     guest.wait_for_more("file", 2)
-
-
-# The module as it is, but with this done to it.
-CHANGED = ("import runpy, sys; from ansible_collections.hypervisor.storage.plugins.module_utils import _errors, _libvirt, _live, _locks\n"
-           "{}\nsys.argv = sys.argv[-1:]; runpy.run_module(*sys.argv, run_name='__main__', alter_sys=True)")
-BEGIN_FAILS = """
-def fail(self, *arguments):
-    raise _errors.LibvirtError("libvirt is out of order")
-_libvirt.Connection.begin_backup = fail
-"""
-LOST_WHILE_FROZEN = """
-def leave(self, *arguments):
-    raise KeyboardInterrupt
-_libvirt.Connection.begin_backup = leave
-"""
-NO_THAW = """
-import os
-mine, thaw = os.getpid(), _libvirt.Connection.thaw
-_libvirt.Connection.thaw = lambda self, uuid: os.getpid() != mine and thaw(self, uuid)
-"""
-IMPATIENT = "_live.JOB_TIMEOUT = 3"
 
 
 @pytest.mark.parametrize(("change", "reason"), [(BEGIN_FAILS, "libvirt_error"), (NO_THAW, "tool_failed")], ids=["begin", "thaw"])

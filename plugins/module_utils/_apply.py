@@ -44,9 +44,10 @@ class Worker:
         steps = plan.steps
         touched: dict[str, Pool] = {}
         try:
-            for pool in {step.pool.name: step.pool for step in steps}.values():
+            doomed = {step.name for step in steps if isinstance(step, Delete)}
+            for pool in {step.pool.name: step.pool for step in steps if _is_to_be_told(step)}.values():
                 if pool.stores_files:
-                    self.host.assert_refreshable(pool)
+                    self.host.assert_refreshable(pool, but=doomed)
             with contextlib.ExitStack() as held:
                 self._hold_doomed(steps, held)
                 for batch in _batches(steps):
@@ -238,6 +239,11 @@ def _batches(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:
 
 def _describe(batch: Sequence[Step]) -> str:
     return batch[0].text if len(batch) == 1 else f"create {len(batch)} volumes in pool {batch[0].pool.name!r}"
+
+
+def _is_to_be_told(step: Step) -> bool:
+    """Whether libvirt does not see to its view of the pool itself."""
+    return not isinstance(step, Delete) or step.wipe
 
 
 def _is_light(step: Step) -> bool:

@@ -29,6 +29,7 @@ _PSEUDO_FILE_SYSTEMS = frozenset(
     "autofs bpf cgroup cgroup2 configfs debugfs devpts efivarfs fusectl mqueue nsfs proc pstore "
     "rpc_pipefs securityfs selinuxfs sysfs tracefs".split()
 )
+_UNREADABLE = "cannot be read"
 _EXCHANGED = "was exchanged while it was looked at"
 _LOOKS = 8  # at a file that keeps being exchanged
 #: What the operating system says of a path that leads to nothing, and of a device without anything in it.
@@ -55,6 +56,11 @@ class FileFacts(NamedTuple):
     mark: str | None
     trouble: str | None = None
     failure: OSError | None = None
+
+    @property
+    def stops_reading(self) -> bool:
+        """Whether it could be opened but not read, as on a disk that fails."""
+        return self.failure is not None and self.trouble is not None and self.trouble.startswith(_UNREADABLE)
 
 
 def identify(path: str) -> Ident:
@@ -157,7 +163,7 @@ def _look_once(path: str, *, known_raw: bool, keep: list[int] | None) -> FileFac
                     mark = _read_mark(fd)
                     header = raw_header(size) if known_raw else read_header(fd)
             except OSError as error:
-                trouble, failure = f"cannot be read: {error.strerror}", error
+                trouble, failure = f"{_UNREADABLE}: {error.strerror}", error
             finally:
                 if keep is not None and header is not None:
                     keep.append(fd)

@@ -54,6 +54,8 @@ class VolumeTask(NamedVolumes):
                 )
             )
             going.append((pool.name, name))
+        if self._wipe and pool.stores_files and any(planned.steps for planned in plans):
+            host.assert_refreshable(pool, but=self.names)
         return Plan(tuple(plans))
 
     def _decide_present(self, host: Host, pool: Pool, images: Mapping[str, Image | None]) -> Plan:

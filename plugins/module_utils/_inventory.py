@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import _chains, _directory, _domains, _formats, _locks, _xml
-from ._errors import ConnectionFailed, PoolInactive, Unsupported, UnsafeImage
+from ._errors import ConnectionFailed, PoolInactive, ToolFailed, UnsafeImage, Unsupported
 from ._image_header import ImageHeader, SnapshotEntry, raw_header
 from ._libvirt import Connection
 from ._model import MANAGED_POOL_TYPES, Attachment, Backing, Dependent, Ident, Pool, Snapshot, Volume
@@ -569,13 +569,32 @@ class Host:
 
     # -- libvirt's view ----------------------------------------------------------------------------
 
-    def assert_refreshable(self, pool: Pool) -> None:
-        """Refuse to let libvirt read a directory in which a header would make it hang; raises UnsafeImage.
+    def assert_refreshable(self, pool: Pool, but: Collection[str] = ()) -> None:
+        """Refuse to let libvirt read a directory in which a header would make it hang; raises UnsafeImage or ToolFailed.
 
         libvirt opens the backing file that a header names when it refreshes a pool. On a device, a pipe or a
-        file like /proc/kmsg that read never ends, and a restarted daemon hangs again.
+        file like /proc/kmsg that read never ends, and a restarted daemon hangs again. Where it can't read a header it stops the
+        pool, which then doesn't start again. ``but``: names that will be gone by then.
         """
         for facts in self.scan(pool):
+            if facts.name in but:
+                continue
+            if facts.stops_reading and facts.failure is not None:
+                raise ToolFailed(
+                    f"Volume {facts.name!r} in pool {pool.name!r} can't be read ({facts.failure.strerror}), which would make libvirt stop "
+                    f"the pool. Delete that volume or move it out of {pool.path!r}, then run again; nothing was changed.",
+                    volume=facts.name,
+                    path=facts.path,
+                    errno=facts.failure.errno,
+                )
+            if facts.is_link and _directory.is_pseudo(facts.path):
+                raise UnsafeImage(
+                    f"Volume {facts.name!r} in pool {pool.name!r} is a link to a file that the kernel makes up as it is read, which can "
+                    f"make libvirt hang or stop the pool. Delete that volume or move it out of {pool.path!r}, then run again; nothing "
+                    "was changed.",
+                    volume=facts.name,
+                    path=facts.path,
+                )
             if _stops_a_refresh(facts):
                 raise UnsafeImage(
                     f"The header of volume {facts.name!r} in pool {pool.name!r} is cut short, which would make libvirt stop the "

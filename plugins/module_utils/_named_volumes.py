@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _locks, _names, _requests
 from ._directory import identify, look_at
-from ._errors import Unsupported, VolumeNotFound
+from ._errors import ToolFailed, UnsafeImage, Unsupported, VolumeNotFound
 from ._inventory import NOT_AN_IMAGE, Host, Image
 from ._model import MANAGED_POOL_TYPES, Pool, Volume
 from ._names import STAGING_PREFIX
@@ -84,12 +84,16 @@ class NamedVolumes:
         return [host.describe(image) if image is not None else None for image in images]
 
     def _correct_libvirt(self, host: Host, pool: Pool) -> None:
-        """A run that was killed after it published or removed a file could not tell libvirt: do it now."""
+        """A run that was killed after it published or removed a file could not tell libvirt: do it now.
+
+        Not where that would harm the pool: what needs libvirt's view is refused for it later, the rest is not.
+        """
         for name in self.names:
             facts = look_at(os.path.join(pool.path or "", name))
             listed = facts is not None and facts.kind != "other"
             if listed != host.connection.knows_volume(pool, name):
-                host.tell_libvirt(pool)
+                with contextlib.suppress(UnsafeImage, ToolFailed):
+                    host.tell_libvirt(pool)
                 return
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import libvirt
 import pytest
-from support.hypervisors import disk
+from support.hypervisors import Hypervisor, Pool, disk
 from support.images import MIB, blank, content, make, patch, sh
 from support.runs import collections_path, environment, finish_module, run_adhoc, run_module, start_module
 
@@ -372,6 +373,70 @@ def test_unreadable_images(refused, volume, info, pool, body, seen_as):
     for mode in ("backing", "full"):
         assert "'bad'" in refused("unsafe_image", name="a", template="bad", clone_mode=mode)["msg"]
     assert volume(name="a", size="1M")["changed"], "one bad file does not stop other work in the pool"
+
+
+@pytest.fixture
+def failing(place, tmp_path):
+    """A hypervisor that sees a file system, and a file there that opens, but gives an input/output error when it is read."""
+    (tmp_path / "content").mkdir()
+    with (tmp_path / "content" / "bad").open("wb") as file:
+        for number in range(12):  # so many pieces that the file system keeps a block of their places
+            file.seek(number * 65536)
+            file.write(b"x" * 4096)
+    image, mount = tmp_path / "image", place / "failing"
+    image.write_bytes(b"")
+    os.truncate(image, 16 * MIB)
+    sh("mke2fs", "-q", "-F", "-t", "ext4", "-b", "1024", "-O", "^has_journal,^metadata_csum", "-d", tmp_path / "content", image)
+    block = re.search(r"\(ETB0\):(\d+)", sh("debugfs", "-R", "stat /bad", image))
+    patch(image, int(block[1]) * 1024, bytes(1024))
+    mount.mkdir()
+    sh("mount", "-o", "loop", image, mount)
+    running = Hypervisor(place / "shaky")
+    yield running, mount
+    running.stop()
+    sh("umount", mount)
+    mount.rmdir()
+
+
+@pytest.mark.parametrize("kind", ["failing disk", "link to the kernel"])
+def test_file_over_which_libvirt_would_stop_the_pool(failing, kind):
+    """At its next refresh libvirt would stop the pool, and could not start it again: nothing is done that needs one."""
+    hypervisor, mount = failing
+    pool = Pool(hypervisor, "shaky", mount / "pool")
+    blank(pool / "a"), blank(pool / "c")
+    pool.refresh()
+    if kind == "failing disk":
+        (mount / "bad").rename(pool / "bad")
+        with pytest.raises(OSError, match="Input/output error"):
+            (pool / "bad").read_bytes()
+    else:
+        (pool / "bad").symlink_to("/proc/self/mem")
+
+    def both(**params):
+        """The same in check mode as for real."""
+        foretold, real = (
+            run_module("volume", {"uri": hypervisor.uri, "pool": pool.name, **params}, check=check) for check in (True, False))
+        for key in ("reason", "actions", "msg"):
+            assert foretold.get(key) == real.get(key), (foretold, real)
+        return real
+
+    before = {entry.name: entry.lstat().st_mtime_ns for entry in pool.path.iterdir()}
+    reason = "tool_failed" if kind == "failing disk" else "unsafe_image"
+    for wish in ({"name": "b", "size": "1M"}, {"name": "a", "size": "2M"}):
+        result = both(**wish)
+        assert result["reason"] == reason and "'bad'" in result["msg"], result
+    assert not both(name="a", size="1M")["changed"]
+    assert {entry.name: entry.lstat().st_mtime_ns for entry in pool.path.iterdir()} == before and pool.virt.isActive()
+    found = run_module("volume_info", {"uri": hypervisor.uri})
+    if kind == "failing disk":
+        assert any("'bad'" in text and "Input/output error" in text for text in found["warnings"])
+        assert "whether others are built on it" in both(name="c", state="absent")["msg"]
+    else:
+        assert both(name="c", state="absent")["changed"]
+    (pool / "bad").unlink()
+    assert both(name="b", size="1M")["changed"]
+    assert pool.virt.isActive() and set(pool.virt.listVolumes()) >= {"a", "b"}
+    pool.forget()
 
 
 @pytest.mark.parametrize("body", [b"QFI\xfb", b"\x7fELF" * 100, b"OOOO" + bytes(100), bytes(3)], ids=["magic", "elf", "lock", "3bytes"])

@@ -234,16 +234,30 @@ def test_backing_file_that_never_ends_does_not_hang_us(own_hypervisor, make_pool
     assert own_hypervisor.conn.getLibVersion() and pool.virt.isActive()
 
 
-def test_trap_can_be_deleted(own_hypervisor, make_pool):
-    """Whoever is told to remove the file can do it with the same module, or by hand; the pool works again."""
+@pytest.mark.parametrize("known", [False, True], ids=["new to libvirt", "known to libvirt"])
+@pytest.mark.parametrize("wish", [{}, {"wipe": True}], ids=["delete", "wipe"])
+def test_trap_can_be_deleted(own_hypervisor, make_pool, known, wish):
+    """Whoever is told to remove the file can do it with the same module; until then others can be deleted, but not made."""
     pool = make_pool(on=own_hypervisor)
+    for name in ("other", "trap"):
+        blank(pool / name)
+    if known:
+        pool.refresh()
     (pool / "trap").write_bytes(qcow2_header(MIB, "/proc/kmsg").ljust(4 * 65536, b"\0"))
-    params = {"uri": own_hypervisor.uri, "pool": pool.name, "name": "trap", "state": "absent"}
-    result = run_module("volume", params, timeout=10)
-    if result.get("failed"):
-        assert result["reason"] == "unsafe_image", result
-        (pool / "trap").unlink()
-    assert run_module("volume", {**params, "name": "a", "state": "present", "size": "1M"}, timeout=10)["changed"]
+
+    def both(**params):
+        """The same in check mode as for real."""
+        arguments = {"uri": own_hypervisor.uri, "pool": pool.name, **params}
+        foretold, real = (run_module("volume", arguments, timeout=20, check=check) for check in (True, False))
+        assert foretold.get("reason") == real.get("reason") and foretold.get("actions") == real.get("actions"), (foretold, real)
+        return real
+
+    assert both(name="new", size="1M")["reason"] == "unsafe_image"
+    assert both(name="other", state="absent", wipe=True)["reason"] == "unsafe_image"
+    assert both(name="other", state="absent")["changed"] and os.listdir(pool.path) == ["trap"]
+    assert both(name="trap", state="absent", **wish)["changed"] and os.listdir(pool.path) == []
+    assert both(name="new", size="1M")["changed"]
+    assert pool.virt.isActive() and pool.virt.listVolumes() == ["new"]
 
 
 def test_info_does_not_open_what_a_chain_names(info, pool, outside):

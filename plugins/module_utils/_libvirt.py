@@ -327,6 +327,7 @@ class Connection:
         """Thaw the guest's file systems; ``False`` when that could not be done."""
         try:
             domain = self._handle.lookupByUUIDString(domain_uuid)
+            domain.agentSetResponseTimeout(AGENT_TIMEOUT, 0)
             domain.fsThaw(None, 0)
             domain.agentSetResponseTimeout(libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, 0)  # libvirt's default
         except libvirt.libvirtError:

@@ -57,11 +57,12 @@ def copy_running_disk(step: CopyImage, *, staged: Staged, qemu_img: QemuImg, con
     )
     document = _xml.build_backup(target=live.target, path=staged.path, image_format=step.format, others=_others(connection, live))
     with _turn(connection, live), _guardian(connection.uri, live.domain_uuid, staged.path) as guardian:
-        moment = _begin(connection, live, document, guardian)
+        moment = _begin(connection, live, document, guardian, staged.fd)
         with contextlib.ExitStack() as undo:
             undo.callback(_drop_job, connection, live, staged.path)
             _wait_for_end(connection, live, staged.path)
             undo.pop_all()
+        _staging.write_frozen(staged.fd, None)
     if step.format == "raw" and step.preallocation == "off":
         # A backup job writes zeros where the disk has nothing.
         try:
@@ -81,6 +82,13 @@ def abort_orphan(connection: Connection, domain_uuid: str) -> None:
     targets = _xml.backup_targets(document)
     if targets and all(_staging.is_abandoned(path) for path in targets):
         connection.abort_job(domain_uuid)
+        connection.thaw(domain_uuid)
+
+
+def thaw_orphan(connection: Connection, path: str) -> None:
+    """Thaw the guest that a killed run left frozen, should its guardian have been killed as well."""
+    domain_uuid = _staging.read_frozen(path)
+    if domain_uuid is not None:
         connection.thaw(domain_uuid)
 
 
@@ -126,13 +134,14 @@ def _drop_job(connection: Connection, live: Attachment, path: str) -> None:
             connection.abort_job(live.domain_uuid)
 
 
-def _begin(connection: Connection, live: Attachment, document: str, guardian: _Guardian) -> Moment:
+def _begin(connection: Connection, live: Attachment, document: str, guardian: _Guardian, staged_fd: int) -> Moment:
     deadline = time.monotonic() + JOB_TIMEOUT
     while True:
         frozen: bool | None = False
         slowed = False
         if live.state == "running":
             guardian.tell(_FROZEN)
+            _staging.write_frozen(staged_fd, live.domain_uuid)
             frozen = connection.freeze(live.domain_uuid)
         try:
             begun = connection.begin_backup(live.domain_uuid, document)
@@ -142,6 +151,8 @@ def _begin(connection: Connection, live: Attachment, document: str, guardian: _G
             if frozen:
                 _thaw(connection, live)
             guardian.tell(_LATE if frozen is None else _THAWED)
+            if frozen is not None:
+                _staging.write_frozen(staged_fd, None)
         if slowed:
             _go_at_full_speed(connection, live)
         if begun:

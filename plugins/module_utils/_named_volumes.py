@@ -143,7 +143,10 @@ def _clear_leftovers(host: Host, directory: str) -> None:
             return
     from . import _live, _staging
 
-    if _staging.orphans(directory):
+    orphans = _staging.orphans(directory)
+    if orphans:
+        for path in orphans:
+            _live.thaw_orphan(host.connection, path)
         for domain in host.connection.domains():
             if domain.live_xml is not None:
                 _live.abort_orphan(host.connection, domain.uuid)

@@ -29,6 +29,7 @@ from ._names import STAGING_PREFIX
 _PARTIAL = STAGING_PREFIX + "partial-"
 _DOOMED = STAGING_PREFIX + "doomed-"
 explained = _os_errors.explained
+_FROZEN_MARK = "user.hypervisor.storage.frozen"
 _LIFE_BYTE = 1 << 61  # far behind QEMU's lock bytes: whoever holds it is alive and at work on the file
 _SYNCS_AT_ONCE = 16
 _SIGNATURES = frozenset(("security.evm", "security.ima"))
@@ -280,6 +281,23 @@ def is_abandoned(path: str) -> bool:
         return _claim(fd)
     finally:
         os.close(fd)
+
+
+def write_frozen(fd: int, domain_uuid: str | None) -> None:
+    """Note on a staged file whose guest may be frozen while it is made, where the file system can; ``None``: nobody's is."""
+    with contextlib.suppress(OSError):
+        if domain_uuid is None:
+            os.removexattr(fd, _FROZEN_MARK)
+        else:
+            os.setxattr(fd, _FROZEN_MARK, domain_uuid.encode())
+
+
+def read_frozen(path: str) -> str | None:
+    """Whose guest may be frozen since the run that staged this file was killed, or ``None``."""
+    try:
+        return os.getxattr(path, _FROZEN_MARK, follow_symlinks=False).decode("ascii", "replace")
+    except OSError:
+        return None
 
 
 def orphans(directory: str) -> list[str]:

@@ -16,6 +16,7 @@ import time
 import libvirt
 import libvirt_qemu
 import pytest
+from support.faults import Tree
 from support.guests import Guest
 from support.hypervisors import Pool, disk
 from support.images import MIB, blank, make, sh, used, wait_until, write
@@ -266,6 +267,26 @@ def test_killed_between_freeze_and_thaw(hypervisor, guest, busy, frozen):
     assert subprocess.run(["e2fsck", "-fn", busy / name], capture_output=True, check=False).returncode == 0
     assert not list(busy.path.glob(".hypervisor.storage-*"))
     guest.wait_for_more("file", 2)
+
+
+def test_killed_while_frozen_and_its_guardian_too(hypervisor, guest, busy):
+    """Nobody is left to thaw the guest: the next run in the pool does, before anything else."""
+    params = {"uri": hypervisor.uri, "source": "files", "source_pool": "busy", "pool": "busy", "name": "orphaned"}
+    called = hooks(guest)
+    tree = Tree("volume_clone", params)
+    wait_until(lambda: hooks(guest)[len(called):] == ["freeze"])
+    os.killpg(tree.process.pid, signal.SIGSTOP)
+    wait_until(lambda: status(guest) == "frozen")
+    tree.kill(everything=True)
+    time.sleep(1)
+    assert status(guest) == "frozen" and not (busy / "orphaned").exists()
+    result = run_module("volume", {"uri": hypervisor.uri, "pool": "busy", "name": "nothing", "state": "absent"})
+    assert result.get("changed") is False and status(guest) == "thawed", result
+    guest.wait_for_more("file", 5)
+    assert not list(busy.path.glob(".hypervisor.storage-*")) and has_no_job(guest.virt)
+    result = run_module("volume_clone", params)
+    assert result.get("changed") and result["consistency"] == "filesystem", result
+    (busy / "orphaned").unlink()
 
 
 @pytest.mark.parametrize(("change", "reason"), [(BEGIN_FAILS, "libvirt_error"), (NO_THAW, "tool_failed")], ids=["begin", "thaw"])

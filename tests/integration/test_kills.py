@@ -27,7 +27,7 @@ from support.hypervisors import Hypervisor, Pool, disk, domain_xml, guest_writes
 from support.images import MIB, digest, file_sha, noise, sh, sha, used, wait_until
 from support.images import info as image_info
 from support.jobs import has_no_job, hold_job_of, job_is_lost, jobs, set_speed
-from support.runs import environment, finish_module, run_module, start_module
+from support.runs import environment, finish_module, go_on, run_module, start_module
 
 MOMENTS = int(os.environ.get("HYPERVISOR_STORAGE_MOMENTS", "3"))
 
@@ -314,7 +314,7 @@ def test_what_a_living_run_wipes_is_left_to_it(hypervisor, pool):
     os.killpg(wiping.pid, signal.SIGSTOP)
     assert run_module("volume", {**common, "name": "b", "size": "1M"})["changed"]
     left = os.listdir(pool.path)
-    os.killpg(wiping.pid, signal.SIGCONT)
+    go_on(wiping)
     assert finish_module(wiping)["changed"]
     assert len(left) == 2, left
     assert os.listdir(pool.path) == ["b"]

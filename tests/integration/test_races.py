@@ -21,7 +21,7 @@ from support.faults import CONTENT, FULL, KINDS, ON_ITS_OWN, state_of
 from support.hypervisors import disk, domain_xml, guest_writes
 from support.images import MIB, blank, content, is_locked, make, overlay, sh, sha, wait_until
 from support.images import info as image_info
-from support.runs import finish_module, run_module, start_module
+from support.runs import finish_module, go_on, run_module, start_module
 
 SIZE = len(CONTENT)
 #: Somebody else was quicker, and what was asked for is no longer possible.
@@ -203,8 +203,7 @@ def test_not_attached_during_compress(hypervisor, pool, compressed, name, how):
             for _time in range(2):
                 with pytest.raises(libvirt.libvirtError, match="lock"):
                     ATTACHES[how](hypervisor, path)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGCONT)
+        go_on(process)
         assert finish_module(process).get("changed")
         if met:
             break
@@ -312,7 +311,7 @@ def test_waiting_has_an_end_and_a_reason(hypervisor, pool):
         other = run_module("volume", {**common, "name": "b", "size": "1M"})
         assert other.get("changed"), "other volumes of the pool are free"
     finally:
-        os.killpg(front.pid, signal.SIGCONT)
+        go_on(front)
     assert finish_module(front)["changed"]
 
 

@@ -18,7 +18,7 @@ from support.faults import CONTENT, GROWN, KINDS, ON_ITS_OWN
 from support.hypervisors import Hypervisor, Pool, disk, domain_xml, guest_writes
 from support.images import MIB, content, digest, is_locked, make, overlay, sh, sha, take_snapshot
 from support.images import info as image_info
-from support.runs import finish_module, look_at, run_module, start_module
+from support.runs import finish_module, go_on, look_at, run_module, start_module
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +149,7 @@ def test_our_work_keeps_the_other_host_out(begun, other, shared, name):
                 with pytest.raises(libvirt.libvirtError, match="lock"):
                     other.conn.createXML(xml)
             assert path.read_bytes() == before
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGCONT)
+        go_on(process)
         assert finish_module(process).get("changed")
         kind.assert_done(shared.path)
         if met:

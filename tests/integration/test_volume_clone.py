@@ -45,7 +45,7 @@ from support.images import (
 from support.images import (
     info as image_info,
 )
-from support.runs import finish_module, look_at, run_module, start_module
+from support.runs import finish_module, go_on, look_at, run_module, start_module
 from support.spoiled import with_spoiled_copies
 
 ALL_DATA = sha(noise(2 * MIB) + bytes(2 * MIB))  # of an image of 4 MiB
@@ -331,8 +331,7 @@ def test_name_is_taken_at_the_last_moment(hypervisor, clone, pool, wanted):
         met = process.poll() is None and not (pool / "b").exists()
         if met:
             (pool / "b").write_text("somebody's notes")
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGCONT)
+        go_on(process)
         result = finish_module(process)
         if met:
             break

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import hashlib
 import json
@@ -17,6 +18,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,14 @@ def start_module(
 def _hear_interrupts() -> None:
     """Whoever runs the tests in the background may have made them deaf to this signal, which is inherited."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def go_on(process: subprocess.Popen[str]) -> None:
+    """Wake a run that was stopped; more than once, since a child that was just being made may stop after the first call."""
+    for pause in (0, 0.05, 0.2):
+        time.sleep(pause)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGCONT)
 
 
 def finish_module(process: subprocess.Popen[str], timeout: float = 60, *, quiet: bool = True) -> Result:

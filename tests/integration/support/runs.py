@@ -107,7 +107,7 @@ def finish_module(process: subprocess.Popen[str], timeout: float = 60, *, quiet:
         assert set(described) == VOLUME_KEYS, described
         sizes = [described["capacity"], described["allocation"], described["cluster_size"] or 0]
         sizes += [snapshot["vm_state_size"] for snapshot in described["snapshots"]]
-        assert all(type(size) is int for size in sizes), described
+        assert all(isinstance(size, int) for size in sizes), described
         assert described["status"] == ("attached" if described["attachments"] else "available"), described
     return result
 

@@ -94,7 +94,7 @@ def main(module: str, params: dict[str, Any]) -> None:
         setattr(os, name, _summing(getattr(os, name), numbers, "read", len))
     for name in ("fsync", "fdatasync"):
         setattr(os, name, _summing(getattr(os, name), numbers, "synced", lambda _: 1))
-    result = call(module, params)
+    result = json.loads(call(module, params))
     print(json.dumps({
         "result": result, "calls": calls, "opened": list(opened),
         "processes": numbers["processes"], "read": numbers["read"], "synced": numbers["synced"]}))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import stat
@@ -662,13 +661,14 @@ def test_trimmed(compress, guest_disk, workbench):
     assert look_at([guest_disk.parent]) == before, "check mode touched something"
     result = compress(name="a", method="trim", diff=True)
     assert result["changed"] and result["savings"][0]["method"] == "trim", result
-    # What a trim gives back is estimated, and a file system that is mounted for that may differ by a few blocks.
-    assert [re.sub("[0-9.]+", "N", text) for text in foretold["actions"]] == [re.sub("[0-9.]+", "N", text) for text in result["actions"]]
-    assert foretold["changed"] and foretold["diff"].keys() == result["diff"].keys()
+    assert [foretold[key] for key in ("changed", "actions")] == [result[key] for key in ("changed", "actions")]
+    # What a trim gives back is tried on an overlay each time, and may differ by a few blocks.
+    for diff in (foretold["diff"], result["diff"]):
+        after = diff["after"]["a"].pop("allocation")
+        assert diff["before"]["a"]["allocation"] - after == pytest.approx(result["reclaimed"], rel=0.05)
+    assert foretold["diff"] == result["diff"]
     assert foretold["reclaimed"] == pytest.approx(result["reclaimed"], rel=0.05)
     assert result["reclaimed"] > 60 * MIB and result["allocation_after"] == used(guest_disk)
-    predicted = result["diff"]["before"]["a"]["allocation"] - result["diff"]["after"]["a"]["allocation"]
-    assert predicted == pytest.approx(result["reclaimed"], rel=0.05)
     assert (rights(guest_disk), guest_disk.stat().st_ino) == (attributes, inode) and sound(guest_disk)
     again = compress(name="a", method="auto")
     assert not again["changed"] and again["reclaimed"] == 0, again

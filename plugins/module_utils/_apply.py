@@ -10,13 +10,13 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 
-from . import _locks, _staging, _without_files
+from . import _directory, _locks, _staging, _without_files
 from ._copy import copy_image
-from ._errors import StorageError, Unsupported
+from ._errors import Exchanged, StorageError, Unsupported
 from ._grow import grow
 from ._inventory import Host
 from ._live import Moment
-from ._model import Pool
+from ._model import Ident, Pool
 from ._plan_delete import refuse_harm
 from ._pinned import hold_source, pin_source
 from ._plan_image import qcow2_options
@@ -190,16 +190,20 @@ class Worker:
         """Lock the images to be deleted, then look once more who uses them: between the plan and now a domain may have come."""
         doomed = [step for step in steps if isinstance(step, Delete)]
         _locks.allow_open_files(len(doomed))
+        locked: dict[str, Ident] = {}
         for step in doomed:
             if step.type == "file" and os.path.isfile(step.path):
                 with _staging.explained(f"open volume {step.name!r} of pool {step.pool.name!r}"):
-                    held.enter_context(_locks.hold_image(step.path, exclusive=True, what=f"delete volume {step.name!r}"))
+                    fd = held.enter_context(_locks.hold_image(step.path, exclusive=True, what=f"delete volume {step.name!r}"))
+                    locked[step.name] = _directory.identify(f"/proc/self/fd/{fd}")
         if doomed:
             self.host.forget()
         going: list[tuple[str, str]] = []
         for step in doomed:
             image = self.host.image(step.pool, step.name)
             if image is not None:
+                if image.type == "file" and locked.get(step.name) != image.ident:
+                    raise Exchanged(f"Cannot delete volume {step.name!r}: {step.path!r} was exchanged meanwhile. Run again.")
                 # A file is locked by now: nobody else has it open.
                 facts = Facts(unread=self.host.unread(image.ident)) if image.type == "file" else self.host.facts(image)
                 refuse_harm(volume=self.host.describe(image), facts=facts, going=going)

@@ -26,8 +26,8 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from ._directory import open_image
-from ._errors import Locked, VolumeInUse
+from ._directory import identify, identify_loosely, open_image
+from ._errors import Exchanged, Locked, VolumeInUse
 from ._model import Ident
 from ._os_errors import explained
 
@@ -36,10 +36,13 @@ NAME_TIMEOUT = 120.0
 #: How long we wait for an image that another process has open, in seconds (a passing qemu-img, say).
 IMAGE_TIMEOUT = 2.0
 
+_Permissions = tuple[tuple[int, ...], tuple[int, ...]]
 _FLOCK = "hhqqi4x"
 _USED, _DENIED = 100, 200
 READ, WRITE, WRITE_UNCHANGED, RESIZE = 0, 1, 2, 3
 _ALL = (READ, WRITE, WRITE_UNCHANGED, RESIZE)
+#: What is used and what is denied to others.
+_AS_READER, _EXCLUSIVE = ((READ,), (WRITE, RESIZE)), (_ALL, _ALL)
 _SPAN = 300  # the bytes from 0 on that hold every lock of the protocol
 
 
@@ -155,13 +158,12 @@ def hold_image(path: str, *, exclusive: bool, what: str, shown: str | None = Non
 
     Exclusive: nobody may have it open, and nobody can open it. Otherwise it is held as a reader that shares
     reading alone: QEMU can't open it for writing meanwhile. ``shown`` is its path for people. Raises VolumeInUse when
-    somebody is in the way, OSError when the image can't be opened.
+    somebody is in the way, Exchanged when it lost its path while it was waited for, OSError when it can't be opened.
     """
     fd = open_image(path)
     try:
-        used = _ALL if exclusive else (READ,)
-        denied = _ALL if exclusive else (WRITE, RESIZE)
-        if not _patiently(lambda: _try_permissions(fd, used, denied), IMAGE_TIMEOUT):
+        wanted = _EXCLUSIVE if exclusive else _AS_READER
+        if not _patiently(lambda: _try_permissions(fd, wanted), IMAGE_TIMEOUT):
             raise VolumeInUse(
                 f"Cannot {what}: a process has {shown or path!r} open "
                 f"({'of another host, or one' if exclusive else 'for writing, one'} that libvirt here need not know: a QEMU, "
@@ -169,14 +171,20 @@ def hold_image(path: str, *, exclusive: bool, what: str, shown: str | None = Non
                 "Stop it and run again; nothing was changed.",
                 path=path,
             )
+        # Who was waited for may have deleted it, and to hold what has no name any more protects nothing.
+        if identify_loosely(path) != identify(f"/proc/self/fd/{fd}"):
+            raise Exchanged(f"Cannot {what}: {shown or path!r} was deleted or exchanged meanwhile. Run again.", path=path)
         yield fd
     finally:
         os.close(fd)
 
 
 def claim_image(fd: int, *, path: str, what: str) -> None:
-    """Make a reader's hold on an image (hold_image's descriptor) exclusive; raises VolumeInUse, and then all is let go."""
-    if not _patiently(lambda: _try_permissions(fd, _ALL, _ALL), IMAGE_TIMEOUT):
+    """Make a reader's hold on an image (hold_image's descriptor) exclusive; until then nobody can write to it either.
+
+    Raises VolumeInUse.
+    """
+    if not _patiently(lambda: _try_permissions(fd, _EXCLUSIVE, kept=_AS_READER), IMAGE_TIMEOUT):
         raise VolumeInUse(
             f"Cannot {what}: a process has opened {path!r} meanwhile ('lsof' or 'lslocks' on the hosts that share the pool "
             "find it). Stop it and run again; the volume is as it was.",
@@ -184,15 +192,18 @@ def claim_image(fd: int, *, path: str, what: str) -> None:
         )
 
 
-def _try_permissions(fd: int, used: tuple[int, ...], denied: tuple[int, ...]) -> bool:
-    """Lock first, look afterwards: two that do so at once may both fail, but never both win."""
-    for byte in [_USED + use for use in used] + [_DENIED + deny for deny in denied]:
-        if not _try_lock(fd, fcntl.F_RDLCK, byte):
-            _lock_call(fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, 0, _SPAN)
-            return False
-    conflict = any(_somebody_holds(fd, _DENIED + use) for use in used) or any(
-        _somebody_holds(fd, _USED + deny) for deny in denied
+def _try_permissions(fd: int, wanted: _Permissions, *, kept: _Permissions = ((), ())) -> bool:
+    """Lock first, look afterwards: two that do so at once may both fail, but never both win. What is ``kept`` stays locked."""
+    used, denied = wanted
+    conflict = not all(_try_lock(fd, fcntl.F_RDLCK, byte) for byte in _bytes_of(wanted)) or any(
+        [_somebody_holds(fd, _DENIED + use) for use in used] + [_somebody_holds(fd, _USED + deny) for deny in denied]
     )
     if conflict:
-        _lock_call(fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, 0, _SPAN)
+        for byte in set(_bytes_of(wanted)) - set(_bytes_of(kept)):
+            _lock_call(fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, byte, 1)
     return not conflict
+
+
+def _bytes_of(permissions: _Permissions) -> list[int]:
+    used, denied = permissions
+    return [_USED + use for use in used] + [_DENIED + deny for deny in denied]

@@ -295,6 +295,37 @@ def impatient(**limits):
     return [sys.executable, "-c", code]
 
 
+WHILE_THE_LOCK_IS_WAITED_FOR = """
+import os, runpy, sys
+from ansible_collections.hypervisor.storage.plugins.module_utils import _locks
+real, path = _locks._try_permissions, sys.argv[1]
+def after_the_other(*wanted, **kept):
+    if os.path.exists(path):
+        os.unlink(path)
+    return real(*wanted, **kept)
+_locks._try_permissions = after_the_other
+sys.argv = sys.argv[-1:]
+runpy.run_module(*sys.argv, run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(("module", "params", "reason"), [
+    ("volume", {"name": "top", "template": "base"}, "template_not_found"),
+    ("volume", {"name": "top", "template": "base", "clone_mode": "full"}, "template_not_found"),
+    ("volume_clone", {"source": "base", "name": "top"}, "volume_not_found"),
+    ("volume_compress", {"name": "base"}, "volume_not_found"),
+    ("volume", {"name": "base", "state": "absent"}, None),
+], ids=["overlay", "full", "clone", "compress", "delete"])
+def test_a_volume_that_goes_while_its_lock_is_waited_for(hypervisor, pool, module, params, reason):
+    """Whoever deletes it holds it until it is gone; what can be locked then is a file without a name, which backs nothing."""
+    make(pool / "base", size=MIB)
+    process = start_module(module, {"uri": hypervisor.uri, "pool": pool.name, **params},
+                           prefix=[sys.executable, "-c", WHILE_THE_LOCK_IS_WAITED_FOR, str(pool / "base")])
+    result = finish_module(process)
+    assert result.get("reason") == reason and not result.get("changed"), result
+    assert os.listdir(pool.path) == []
+
+
 def test_waiting_has_an_end_and_a_reason(hypervisor, pool):
     """The one in front stands still; the one behind gives up in time and says whom it waited for."""
     (pool / "a").write_bytes(bytes([7]) * (256 * MIB))

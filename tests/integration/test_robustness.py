@@ -152,10 +152,11 @@ def test_eight_at_once_make_different_volumes(hypervisor, pool):
 
 def test_a_base_is_not_deleted_under_a_new_overlay(hypervisor, pool):
     """Delete of the template and a copy on write of it at the same time: one of them wins."""
-    for round_ in range(3):
+    for round_ in range(6):
         make(pool / "base", size=MIB)
         common = {"uri": hypervisor.uri, "pool": pool.name}
         making = start_module("volume", {**common, "name": "top", "template": "base"})
+        time.sleep(0.02 * round_)
         deleting = start_module("volume", {**common, "name": "base", "state": "absent"})
         made, deleted = finish_module(making), finish_module(deleting)
         assert bool(made.get("failed")) != bool(deleted.get("failed")), (round_, made, deleted)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.hypervisor.storage.plugins.module_utils import _locks
-from ansible_collections.hypervisor.storage.plugins.module_utils._errors import Locked, StorageError, VolumeInUse
+from ansible_collections.hypervisor.storage.plugins.module_utils._errors import Exchanged, Locked, StorageError, VolumeInUse
 
 needs_qemu = pytest.mark.skipif(shutil.which("qemu-io") is None, reason="needs qemu-io")
 
@@ -275,7 +275,7 @@ def test_a_refused_hold_leaves_no_lock_behind(image: tuple[Path, str]) -> None:
     with qemu_has(image, "-r"):
         fd = os.open(image[0], os.O_RDONLY)
         try:
-            assert not _locks._try_permissions(fd, _locks._ALL, _locks._ALL)
+            assert not _locks._try_permissions(fd, _locks._EXCLUSIVE)
             assert qemu_io(image, "read 0 512", "-r") == ""
         finally:
             os.close(fd)
@@ -325,6 +325,73 @@ def test_a_killed_holder_frees_the_image(image: tuple[Path, str]) -> None:
         os.kill(holder, signal.SIGKILL)
         os.waitpid(holder, 0)
         assert qemu_io(image, "write 0 512") == ""
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+@pytest.mark.parametrize("successor", [None, b"another"])
+def test_an_image_that_goes_while_its_holder_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exclusive: bool, successor: bytes | None
+) -> None:
+    """Who deletes an image holds it until it is gone; what then can be locked is a file without a name."""
+    monkeypatch.setattr(_locks, "IMAGE_TIMEOUT", 10.0)
+    path = tmp_path / "image"
+    path.write_bytes(b"one")
+    caught: list[BaseException | None] = []
+
+    def wait() -> None:
+        try:
+            with _locks.hold_image(str(path), exclusive=exclusive, what="try"):
+                caught.append(None)
+        except StorageError as error:
+            caught.append(error)
+
+    waiting = threading.Thread(target=wait)
+    with _locks.hold_image(str(path), exclusive=True, what="delete it"):
+        waiting.start()
+        until(lambda: times_open(path) == 2)
+        path.unlink()
+        if successor is not None:
+            path.write_bytes(successor)
+    waiting.join()
+    assert isinstance(caught[0], Exchanged)
+    assert caught[0].msg == f"Cannot try: {str(path)!r} was deleted or exchanged meanwhile. Run again."
+
+
+def times_open(path: Path) -> int:
+    """How often this process has a file open."""
+    found = 0
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found += os.path.samefile(f"/proc/self/fd/{fd}", path)
+    return found
+
+
+def test_nobody_writes_between_a_readers_hold_and_its_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim that has to wait must not let go of what it has: what was found in the image would be old."""
+    monkeypatch.setattr(_locks, "IMAGE_TIMEOUT", 1.0)
+    path = tmp_path / "image"
+    path.write_bytes(b"")
+    as_writer = ((_locks.WRITE,), ())
+    writes, ended = [], threading.Event()
+
+    def write() -> None:
+        fd = os.open(path, os.O_RDWR)
+        while not ended.is_set():
+            writes.append(_locks._try_permissions(fd, as_writer))
+        os.close(fd)
+
+    with _locks.hold_image(str(path), exclusive=False, what="try") as fd:
+        with _locks.hold_image(str(path), exclusive=False, what="read"):
+            writer = threading.Thread(target=write)
+            writer.start()
+            with pytest.raises(VolumeInUse):
+                _locks.claim_image(fd, path=str(path), what="try")
+            ended.set()
+            writer.join()
+        assert len(writes) > 100
+        assert not any(writes)
+        _locks.claim_image(fd, path=str(path), what="try")
+        assert _locks.image_users(str(path)) == "writing"
 
 
 def test_an_image_that_is_not_there(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ class Worker:
         self.host = host
         self.qemu_img = QemuImg()
         self.moments: dict[str, Moment] = {}  # of each copy, by name
+        self._doomed: dict[str, Ident] = {}  # the files to be deleted, by name
         self._patterns: dict[tuple[object, ...], bytes] = {}
 
     def carry_out(self, plan: Plan) -> None:
@@ -79,6 +80,7 @@ class Worker:
             yield step, self._delete(step)
         elif isinstance(step, Grow):
             grow(self.host, self.qemu_img, step)
+            self.host.expect_change(step.path)
             yield step, True
         elif not step.pool.stores_files:
             self._create_without_file(step)
@@ -163,11 +165,26 @@ class Worker:
         # QEMU opens the target of a backup job by its path, hence by a name.
         with self._pinned_source(step) as source, _staging.stage(_directory_of(step), named=step.method == "backup") as staged:
             self.moments[step.name] = copy_image(
-                step._replace(source=source), staged=staged, qemu_img=self.qemu_img, connection=self.host.connection
+                step._replace(source=source),
+                staged=staged,
+                qemu_img=self.qemu_img,
+                connection=self.host.connection,
+                assert_disk=lambda: self._assert_disk(step),
             )
             _without_files.assert_source_stood_still(self.host, step)
             for _name in _staging.publish([_complete(staged, step)]):
                 pass
+
+    def _assert_disk(self, step: CopyImage) -> None:
+        """Make sure that a running domain's disk is the volume that the decision is about: another job may have moved it meanwhile."""
+        if step.live is None or step.source.home is None:
+            return
+        image = self.host.image(*step.source.home)
+        if image is None or self.host.disk_of(step.live.domain_uuid, step.live.target) != image.ident:
+            raise Exchanged(
+                f"The disk {step.live.target} of domain {step.live.domain!r} was another one than the {step.source.label} when its copy "
+                "began, so the copy was dropped. Run again."
+            )
 
     def _pinned_source(self, step: CopyImage) -> contextlib.AbstractContextManager[Source]:
         """The image that the decision is about, kept from being changed or deleted while something is made from it."""
@@ -190,28 +207,30 @@ class Worker:
         """Lock the images to be deleted, then look once more who uses them: between the plan and now a domain may have come."""
         doomed = [step for step in steps if isinstance(step, Delete)]
         _locks.allow_open_files(len(doomed))
-        locked: dict[str, Ident] = {}
         for step in doomed:
             if step.type == "file" and os.path.isfile(step.path):
                 with _staging.explained(f"open volume {step.name!r} of pool {step.pool.name!r}"):
                     fd = held.enter_context(_locks.hold_image(step.path, exclusive=True, what=f"delete volume {step.name!r}"))
-                    locked[step.name] = _directory.identify(f"/proc/self/fd/{fd}")
+                    self._doomed[step.name] = _directory.identify(f"/proc/self/fd/{fd}")
         if doomed:
             self.host.forget()
         going: list[tuple[str, str]] = []
         for step in doomed:
             image = self.host.image(step.pool, step.name)
             if image is not None:
-                if image.type == "file" and locked.get(step.name) != image.ident:
+                if image.type == "file" and self._doomed.get(step.name) != image.ident:
                     raise Exchanged(f"Cannot delete volume {step.name!r}: {step.path!r} was exchanged meanwhile. Run again.")
-                # A file is locked by now: nobody else has it open.
-                facts = Facts(unread=self.host.unread(image.ident)) if image.type == "file" else self.host.facts(image)
+                if image.type == "file":  # it is locked by now, so nobody else has it open; but loop devices know no locks
+                    loops = tuple(_directory.loop_devices_on(image.ident))
+                    facts = Facts(loop_devices=loops, unread=self.host.unread(image.ident))
+                else:
+                    facts = self.host.facts(image)
                 refuse_harm(volume=self.host.describe(image), facts=facts, going=going)
             going.append((step.pool.name, step.name))
 
     def _delete(self, step: Delete) -> bool:
         if step.wipe and step.type == "file" and not os.path.islink(step.path):
-            hidden, fd = _staging.hide_for_wiping(os.path.dirname(step.path), step.name)
+            hidden, fd = _staging.hide_for_wiping(os.path.dirname(step.path), step.name, ident=self._doomed.get(step.name))
             try:
                 _staging.wipe_and_remove(hidden, fd)
             finally:

@@ -116,6 +116,7 @@ class CompressTask(NamedVolumes):
 
     def carry_out(self, host: Host, plan: CompressPlan) -> CompressPlan:
         """Do one volume after the other; the plan comes back with what was measured."""
+        told = False
         outcome, done, saved = plan, [], {saving.name: saving for saving in plan.savings}
         pool = host.pool(self.pool_name)
         try:
@@ -129,8 +130,10 @@ class CompressTask(NamedVolumes):
                     outcome = outcome.without(step.name)
                     continue
                 done.append(step)
+            told = True
+            host.tell_libvirt(pool)
         except StorageError as error:
-            if done:
+            if done and not told:
                 with contextlib.suppress(StorageError):  # the first failure is the one to report
                     host.tell_libvirt(pool)
             names = [each.name for each in done]
@@ -139,7 +142,6 @@ class CompressTask(NamedVolumes):
             error.facts.setdefault("done", names)
             error.facts.setdefault("not_done", [each.name for each in plan.work if each.name not in names])
             raise
-        host.tell_libvirt(pool)
         self._savings = tuple(saved[saving.name] for saving in plan.savings)
         return CompressPlan(outcome.volumes, outcome.work, self._savings)
 
@@ -246,7 +248,12 @@ class CompressTask(NamedVolumes):
             self._claim(host, step, held)
             held.release()  # virt-sparsify takes QEMU's own lock
             self._libguestfs.sparsify(step.path, what=f"trim volume {step.name!r} of pool {step.pool.name!r}")
-            held = self._take_again(host, step)
+            with _trimmed_already(), _staging.explained(f"compress volume {step.name!r} of pool {step.pool.name!r}"):
+                return self._give_back(host, step, self._take_again(host, step))
+        return self._give_back(host, step, held)
+
+    def _give_back(self, host: Host, step: Compress, held: _Held) -> str | None:
+        """Rewrite, or dig out zeros; lets go of the volume in any case."""
         try:
             if step.compression and self._rewrite(host, step, held):
                 return step.compression
@@ -378,6 +385,16 @@ def _hold(image: Image) -> Iterator[_Held]:
         yield held
     finally:
         held.release()
+
+
+@contextlib.contextmanager
+def _trimmed_already() -> Iterator[None]:
+    """What fails after a trim doesn't undo it."""
+    try:
+        yield
+    except StorageError as error:
+        error.facts["changed"] = True
+        raise
 
 
 def _settled_allocation(held: _Held, image: Image) -> int:

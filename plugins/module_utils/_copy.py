@@ -13,10 +13,11 @@ import contextlib
 import ctypes
 import fcntl
 import os
+from collections.abc import Callable
 
 from . import _live, _staging
 from ._directory import opened
-from ._errors import ToolFailed, UnsafeImage
+from ._errors import Exchanged, ToolFailed
 from ._image_header import read_header
 from ._libvirt import Connection
 from ._plan_image import qcow2_options
@@ -55,15 +56,18 @@ def can_share_extents(path: str, directory: str) -> bool:
 
 
 def copy_image(
-    step: CopyImage, *, staged: _staging.Staged, qemu_img: QemuImg, connection: Connection
+    step: CopyImage, *, staged: _staging.Staged, qemu_img: QemuImg, connection: Connection, assert_disk: Callable[[], None]
 ) -> _live.Moment:
-    """Fill a staged file as the step says; returns what moment of the source, which is pinned where it has files, it is."""
+    """Fill a staged file as the step says; returns what moment of the source, which is pinned where it has files, it is.
+
+    ``assert_disk`` raises when a running disk to copy is another one by now.
+    """
     more_fds = step.source.pass_fds
     moment = _live.Moment("offline")
     if step.method == "reflink":
         _share_extents(step, staged)
     elif step.method == "backup":
-        moment = _live.copy_running_disk(step, staged=staged, qemu_img=qemu_img, connection=connection)
+        moment = _live.copy_running_disk(step, staged=staged, qemu_img=qemu_img, connection=connection, assert_disk=assert_disk)
     else:
         _convert(step, staged, qemu_img, more_fds)
     _set_capacity(step, staged, qemu_img)
@@ -129,8 +133,9 @@ def _assert_snapshot_stands(step: CopyImage) -> None:
         return
     with _staging.explained(f"copy {step.source.label}"):
         entries = read_header(step.source.fd).snapshots
-    if not any((entry.id, entry.name) == (step.source.snapshot, step.source.snapshot_name) for entry in entries):
-        raise UnsafeImage(f"The {step.source.label} went away while it was copied, so the copy was dropped. Run again.")
+    wanted = (step.source.snapshot, step.source.snapshot_name, step.source.snapshot_moment)
+    if not any((entry.id, entry.name, entry.moment) == wanted for entry in entries):
+        raise Exchanged(f"The {step.source.label} went away while it was copied, so the copy was dropped. Run again.")
 
 
 def _verify(step: CopyImage, staged: _staging.Staged, qemu_img: QemuImg, more_fds: tuple[int, ...]) -> None:

@@ -56,6 +56,7 @@ class FileFacts(NamedTuple):
     mark: str | None
     trouble: str | None = None
     failure: OSError | None = None
+    written: int = 0  # when its content last changed, in nanoseconds of Unix time; of files alone
 
     @property
     def stops_reading(self) -> bool:
@@ -65,7 +66,7 @@ class FileFacts(NamedTuple):
 
 def identify(path: str) -> Ident:
     """The identity of what a path leads to, by device and inode; raises OSError when nothing is there."""
-    return _ident_of(os.stat(path))
+    return ident_of(os.stat(path))
 
 
 def identify_loosely(path: str) -> Ident:
@@ -144,7 +145,7 @@ def _look_once(path: str, *, known_raw: bool, keep: list[int] | None) -> FileFac
     mark: str | None = None
     trouble: str | None = None
     failure: OSError | None = None
-    size = found.st_size
+    size, written = found.st_size, 0
     if kind in ("file", "block"):
         try:
             fd = os.open(path, _OPEN_FLAGS | (0 if is_link else os.O_NOFOLLOW))
@@ -156,10 +157,11 @@ def _look_once(path: str, *, known_raw: bool, keep: list[int] | None) -> FileFac
         else:
             try:
                 opened = os.fstat(fd)
-                if _ident_of(opened) != _ident_of(found):  # between the two calls
+                if ident_of(opened) != ident_of(found):  # between the two calls
                     trouble = _EXCHANGED
                 else:
                     size = opened.st_size if kind == "file" else os.lseek(fd, 0, os.SEEK_END)
+                    written = last_write(opened)
                     mark = _read_mark(fd)
                     header = raw_header(size) if known_raw else read_header(fd)
             except OSError as error:
@@ -172,7 +174,7 @@ def _look_once(path: str, *, known_raw: bool, keep: list[int] | None) -> FileFac
     return FileFacts(
         name=os.path.basename(path),
         path=path,
-        ident=_ident_of(found),
+        ident=ident_of(found),
         is_link=is_link,
         kind=kind,
         size=size,
@@ -181,6 +183,7 @@ def _look_once(path: str, *, known_raw: bool, keep: list[int] | None) -> FileFac
         mark=mark,
         trouble=trouble,
         failure=failure,
+        written=written,
     )
 
 
@@ -249,6 +252,11 @@ def loop_devices_on(ident: Ident) -> list[str]:
     return found
 
 
+def last_write(found: os.stat_result) -> int:
+    """When a file's content last changed, in nanoseconds of Unix time; 0 for devices, which don't tell."""
+    return found.st_mtime_ns if stat.S_ISREG(found.st_mode) else 0
+
+
 def _read_mark(fd: int) -> str | None:
     try:
         return os.getxattr(fd, FORMAT_MARK).decode("ascii", "replace")
@@ -256,7 +264,8 @@ def _read_mark(fd: int) -> str | None:
         return None
 
 
-def _ident_of(found: os.stat_result) -> Ident:
+def ident_of(found: os.stat_result) -> Ident:
+    """The identity of what was looked at, by device and inode."""
     if stat.S_ISBLK(found.st_mode):
         return ("block", found.st_rdev, 0)
     return ("file", found.st_dev, found.st_ino)

@@ -39,14 +39,15 @@ def grow(host: Host, qemu_img: QemuImg, step: Grow) -> None:
         if not (step.online and step.pool.volume_type == "network"):
             _grow_without_file(host, step)
         if step.online:
-            _grow_online(connection, step)
+            _grow_online(host, step)
         _assert_grown(connection, step)
         return
     with _pinned(step, host.seen(step.path)) as (pinned, fd):
         if step.online:
-            _grow_online(connection, pinned)
+            _grow_online(host, pinned)
         else:
             _grow_file(host, qemu_img, pinned, fd, step.path)
+            _assert_named(step, fd)
         _assert_grown(connection, pinned)
 
 
@@ -62,6 +63,15 @@ def _pinned(step: Grow, seen: Ident | None) -> Iterator[tuple[Grow, int]]:
         yield pinned, fd
     finally:
         os.close(fd)
+
+
+def _assert_named(step: Grow, fd: int) -> None:
+    """Make sure that what was grown is what the name leads to: another host may have deleted or rewritten the volume meanwhile."""
+    if _directory.identify_loosely(step.path) != _directory.identify(f"/proc/self/fd/{fd}"):
+        raise Exchanged(
+            f"Volume {step.name!r} of pool {step.pool.name!r} was deleted or exchanged while it was grown; what has its name now is as it "
+            "was. Run again."
+        )
 
 
 def _grow_file(host: Host, qemu_img: QemuImg, step: Grow, fd: int, path: str) -> None:
@@ -100,13 +110,21 @@ def _step_over_remains(step: Grow, path: str) -> None:
             os.truncate(step.path, os.stat(step.path).st_size + step.capacity - step.capacity_before)
 
 
-def _grow_online(connection: Connection, step: Grow) -> None:
+def _grow_online(host: Host, step: Grow) -> None:
+    connection = host.connection
     _assert_grows(connection, step)
+    image = host.image(step.pool, step.name)
     with contextlib.ExitStack() as undo:
         if step.format != "qcow2" and step.preallocation != "off" and os.path.isfile(step.path):
             _reserve(step, undo)
         for use in step.online:
             if use.target is not None:
+                # libvirt would cut a larger disk that has the target's name by now.
+                if image is None or host.disk_of(use.domain_uuid, use.target) != image.ident:
+                    raise Exchanged(
+                        f"Cannot grow volume {step.name!r} of pool {step.pool.name!r}: domain {use.domain!r} has another disk as {use.target} "
+                        "by now, or stopped. Run again."
+                    )
                 what = f"grow volume {step.name!r} of pool {step.pool.name!r} through {use.target} of the running domain {use.domain!r}"
                 connection.block_resize(domain_uuid=use.domain_uuid, target=use.target, capacity=step.capacity, what=what)
         undo.pop_all()
@@ -156,11 +174,14 @@ def _grow_raw_file(step: Grow, path: str) -> None:
                     os.ftruncate(fd, size)  # gives back what was reserved behind the end until then
                     raise
             os.ftruncate(fd, step.capacity)  # one step from the old size to the new one, whenever we are killed
-            if not reserved:
-                os.posix_fallocate(fd, size, step.capacity - size)
-            if step.preallocation == "full":
-                _write_zeros(fd, size, step.capacity)
-            os.fsync(fd)
+            with contextlib.ExitStack() as undo:
+                undo.callback(os.ftruncate, fd, size)  # nobody else has it open, so nothing but ours lies behind
+                if not reserved:
+                    os.posix_fallocate(fd, size, step.capacity - size)
+                if step.preallocation == "full":
+                    _write_zeros(fd, size, step.capacity)
+                os.fsync(fd)
+                undo.pop_all()
     finally:
         os.close(fd)
 

@@ -78,6 +78,11 @@ class SnapshotEntry(NamedTuple):
     l1_table_offset: int
     l1_size: int
 
+    @property
+    def moment(self) -> tuple[int, ...]:
+        """What tells it from another one that got its id and name later."""
+        return self.date_sec, self.date_nsec, self.l1_table_offset
+
 
 class ImageHeader(NamedTuple):
     """What an image says about itself; when ``problem`` is set, what could be read before it."""

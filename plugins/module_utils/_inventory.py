@@ -62,7 +62,7 @@ class Host:
         self._fresh: set[str] = set()  # pools without files that libvirt has read anew
         self._ceph: dict[str, Rbd] = {}
         self._ceph_images: dict[str, dict[str, RbdImage]] = {}
-        self._looked: dict[str, Ident | None] = {}  # what was found at the paths of images
+        self._looked: dict[str, _directory.FileFacts | None] = {}  # what was found at the paths of images
         self.forget()
 
     def forget(self) -> None:
@@ -81,12 +81,23 @@ class Host:
 
     def seen(self, path: str) -> Ident | None:
         """What was found at a path when a decision looked at it."""
-        return self._looked.get(path)
+        facts = self._looked.get(path)
+        return facts.ident if facts is not None else None
+
+    def stands_still(self, path: str, fd: int) -> bool:
+        """Whether the image open as ``fd`` has the content that a decision saw at its path, if one looked there."""
+        facts = self._looked.get(path)
+        return facts is None or facts.written == _directory.last_write(os.fstat(fd))
+
+    def expect_change(self, path: str) -> None:
+        """An image is changed by ourselves: what was seen of it before is no measure any more."""
+        self._looked.pop(path, None)
 
     def is_outdated(self) -> bool:
         """Whether an image that was looked at is gone, exchanged or new by now: then a refusal may tell of what never was."""
         scanned = {os.path.realpath(path) for path in self._scans}
-        for path, ident in [*self._looked.items(), *self._reader.looked()]:
+        looked = [(path, facts.ident if facts is not None else None) for path, facts in self._looked.items()]
+        for path, ident in [*looked, *self._reader.looked()]:
             now = _directory.identify_loosely(path)
             if (None if now[0] == "path" else now) != ident:
                 return True
@@ -235,7 +246,7 @@ class Host:
 
     def _look_at(self, path: str) -> _directory.FileFacts | None:
         facts = _directory.look_at(path)
-        self._looked[path] = facts.ident if facts is not None else None
+        self._looked.setdefault(path, facts)  # the first look is the one that decisions begin with
         return facts
 
     def home(self, ident: Ident) -> tuple[Pool, str] | None:
@@ -420,6 +431,15 @@ class Host:
         if self._domain_map is None:
             self._domain_map = _domains.build(self.connection.domains(), locate=self.locate, below=self._below)
         return self._domain_map
+
+    def disk_of(self, domain_uuid: str, target: str | None) -> Ident | None:
+        """The storage that a running domain has as this disk by now, whatever was seen before."""
+        for domain in self.connection.domains():
+            if domain.uuid == domain_uuid and domain.live_xml is not None:
+                sources = [disk.source for disk in _xml.parse_domain_disks(domain.live_xml) if disk.target == target]
+                place = self.locate(sources[0]) if sources else None
+                return place[0] if place is not None else None
+        return None
 
     def attachments(self, image: Image) -> tuple[Attachment, ...]:
         """Every use of an image by a domain of this host."""

@@ -14,7 +14,7 @@ import contextlib
 import os
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from . import _holes, _libvirt, _locks, _staging, _xml
@@ -41,8 +41,10 @@ class Moment(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-def copy_running_disk(step: CopyImage, *, staged: Staged, qemu_img: QemuImg, connection: Connection) -> Moment:
-    """Copy ``step.live``'s disk into the staged file."""
+def copy_running_disk(
+    step: CopyImage, *, staged: Staged, qemu_img: QemuImg, connection: Connection, assert_disk: Callable[[], None]
+) -> Moment:
+    """Copy ``step.live``'s disk into the staged file; ``assert_disk`` raises when that is another one by now."""
     live = step.live
     if live is None or live.target is None:
         raise ToolFailed(f"The domain's disk for {step.source.label} is not known.")
@@ -60,6 +62,7 @@ def copy_running_disk(step: CopyImage, *, staged: Staged, qemu_img: QemuImg, con
         moment = _begin(connection, live, document, guardian, staged.fd)
         with contextlib.ExitStack() as undo:
             undo.callback(_drop_job, connection, live, staged.path)
+            assert_disk()  # libvirt copies what has the target's name; while the job runs, that stays
             _wait_for_end(connection, live, staged.path)
             undo.pop_all()
         _staging.write_frozen(staged.fd, None)

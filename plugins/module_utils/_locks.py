@@ -35,6 +35,8 @@ from ._os_errors import explained
 NAME_TIMEOUT = 120.0
 #: How long we wait for an image that another process has open, in seconds (a passing qemu-img, say).
 IMAGE_TIMEOUT = 2.0
+#: How long a lock on what lost its name is kept for those who opened it by that name and ask for their locks only now, in seconds.
+LATE_TIMEOUT = 2.0
 
 _Permissions = tuple[tuple[int, ...], tuple[int, ...]]
 _FLOCK = "hhqqi4x"
@@ -163,7 +165,7 @@ def hold_image(path: str, *, exclusive: bool, what: str, shown: str | None = Non
     fd = open_image(path)
     try:
         wanted = _EXCLUSIVE if exclusive else _AS_READER
-        if not _patiently(lambda: _try_permissions(fd, wanted), IMAGE_TIMEOUT):
+        if not _patiently(lambda: _try_permissions(fd, wanted) or not _leads_to(path, fd), IMAGE_TIMEOUT):
             raise VolumeInUse(
                 f"Cannot {what}: a process has {shown or path!r} open "
                 f"({'of another host, or one' if exclusive else 'for writing, one'} that libvirt here need not know: a QEMU, "
@@ -172,11 +174,38 @@ def hold_image(path: str, *, exclusive: bool, what: str, shown: str | None = Non
                 path=path,
             )
         # Who was waited for may have deleted it, and to hold what has no name any more protects nothing.
-        if identify_loosely(path) != identify(f"/proc/self/fd/{fd}"):
+        if not _leads_to(path, fd):
             raise Exchanged(f"Cannot {what}: {shown or path!r} was deleted or exchanged meanwhile. Run again.", path=path)
-        yield fd
+        try:
+            yield fd
+        finally:
+            _outlast_others(fd)
     finally:
         os.close(fd)
+
+
+def _leads_to(path: str, fd: int) -> bool:
+    """Whether what is open as ``fd`` has its path still."""
+    return identify_loosely(path) == identify(f"/proc/self/fd/{fd}")
+
+
+def _outlast_others(fd: int) -> None:
+    """Keep the locks on an image that lost its name until nobody else has it open, or long enough.
+
+    A QEMU opens first and locks afterwards. Were it let in then, its guest would write to a file that nobody finds again.
+    """
+    if os.fstat(fd).st_nlink == 0:
+        _patiently(lambda: _is_open_here_alone(fd), LATE_TIMEOUT)
+
+
+def _is_open_here_alone(fd: int) -> bool:
+    """Whether nobody else has a file open, as far as the kernel tells: it grants a lease for writing then alone (fcntl(2))."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError as error:
+        return error.errno != errno.EAGAIN  # file systems without leases don't tell
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return True
 
 
 def claim_image(fd: int, *, path: str, what: str) -> None:

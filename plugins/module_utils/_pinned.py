@@ -92,4 +92,7 @@ def hold_source(host: Host, path: str, *, shared: bool, what: str) -> Iterator[i
             seen = host.seen(path)
             if seen is not None and _directory.identify(f"/proc/self/fd/{fd}") != seen:
                 raise Exchanged(f"Cannot {what}: {path!r} was exchanged meanwhile. Run again.")
+            # Now nobody writes to it, but since the look somebody may have grown it, merged a snapshot into it, or run on it.
+            if not shared and not host.stands_still(path, fd):
+                raise Exchanged(f"Cannot {what}: {path!r} was written to meanwhile. Run again.")
         yield fd

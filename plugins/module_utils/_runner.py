@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from ansible.module_utils.basic import AnsibleModule
@@ -94,13 +94,24 @@ def _look_and_act(
             if not plan.changed or not for_real:
                 return plan, [planned.result for planned in plan.volumes]
             plan = task.carry_out(host, plan) or plan
-            return plan, task.describe(host)
+            with _changed_by(plan):
+                return plan, task.describe(host)
         except StorageError as error:
             outdated = isinstance(error, Exchanged) or host.is_outdated()
             if not looks or not outdated or error.facts.get("changed"):
                 raise
         looks -= 1
         host.forget()
+
+
+@contextlib.contextmanager
+def _changed_by(plan: Plan) -> Iterator[None]:
+    """What fails when all is done doesn't undo it."""
+    try:
+        yield
+    except StorageError as error:
+        error.facts.setdefault("changed", plan.changed)
+        raise
 
 
 def run_lookup(

@@ -220,6 +220,7 @@ def _internal_source(host: Host, image: Image, entry: SnapshotEntry, pool: Pool)
         capacity=entry.disk_size or image.capacity,
         snapshot=entry.id,
         snapshot_name=entry.name,
+        snapshot_moment=entry.moment,
         check=True,
         shared=written,
     )

@@ -13,6 +13,7 @@ run removes. Publishing never overwrites: link(2) fails when the name is taken.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import secrets
@@ -24,6 +25,7 @@ from typing import NamedTuple
 from . import _directory, _locks, _os_errors
 from ._errors import Exchanged, StorageError, VolumeMismatch
 from ._landlock import Handed
+from ._model import Ident
 from ._names import STAGING_PREFIX
 
 _PARTIAL = STAGING_PREFIX + "partial-"
@@ -32,6 +34,7 @@ explained = _os_errors.explained
 _FROZEN_MARK = "user.hypervisor.storage.frozen"
 _LIFE_BYTE = 1 << 61  # far behind QEMU's lock bytes: whoever holds it is alive and at work on the file
 _SYNCS_AT_ONCE = 16
+_NOREPLACE = 1  # RENAME_NOREPLACE, linux/fs.h
 _SIGNATURES = frozenset(("security.evm", "security.ima"))
 
 
@@ -144,13 +147,26 @@ def _give_name(staged: Staged, name: str, directory_fd: int) -> None:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise
         # No hard links here (FAT, some FUSE): our own runs are kept apart by the lock on the name.
-        with contextlib.suppress(FileNotFoundError):
-            os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
-            raise FileExistsError(name) from None
-        os.rename(staged.hidden_name, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+        _rename_unless_taken(staged.hidden_name, name, directory_fd)
     else:
         os.unlink(staged.hidden_name, dir_fd=directory_fd)
     staged.hidden_name = None
+
+
+def _rename_unless_taken(old: str, new: str, directory_fd: int) -> None:
+    """Rename within a directory, in one step where the file system can (renameat2(2)); raises FileExistsError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = errno.ENOSYS
+    if hasattr(libc, "renameat2"):
+        if not libc.renameat2(directory_fd, os.fsencode(old), directory_fd, os.fsencode(new), _NOREPLACE):
+            return
+        number = ctypes.get_errno()
+    if number not in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+        raise OSError(number, os.strerror(number), new)
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(new, dir_fd=directory_fd, follow_symlinks=False)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
+    os.rename(old, new, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
 
 
 def replace(staged: Staged, name: str, *, old_fd: int) -> None:
@@ -208,8 +224,11 @@ def sync_directory(path: str) -> None:
         os.fsync(directory_fd)
 
 
-def hide_for_wiping(directory: str, name: str) -> tuple[str, int]:
-    """Take a volume's name away in one step, so that nobody meets it half wiped; returns hidden path and fd."""
+def hide_for_wiping(directory: str, name: str, *, ident: Ident | None = None) -> tuple[str, int]:
+    """Take a volume's name away in one step, so that nobody meets it half wiped; returns hidden path and fd.
+
+    Raises Exchanged for what isn't ``ident``, or has other names by which its data is wanted.
+    """
     hidden = f"{_DOOMED}{secrets.token_hex(8)}"
     with contextlib.ExitStack() as stack:
         stack.enter_context(explained(f"hide volume {name!r} of {directory!r}"))
@@ -220,6 +239,9 @@ def hide_for_wiping(directory: str, name: str) -> tuple[str, int]:
             raise Exchanged(f"Volume {name!r} of {directory!r} went away before it could be wiped.", volume=name) from None
         closed = stack.enter_context(contextlib.ExitStack())
         closed.callback(os.close, fd)
+        found = os.fstat(fd)
+        if ident not in (None, _directory.ident_of(found)) or found.st_nlink != 1:
+            raise Exchanged(f"Volume {name!r} of {directory!r} was exchanged or linked to before it could be wiped.", volume=name)
         _claim(fd)
         os.rename(name, hidden, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
         with explained(f"sync the going of volume {name!r}", changed=True):
@@ -254,7 +276,7 @@ def sweep(directory: str) -> list[str]:
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode) or not _claim(fd):
                 continue
-            if name.startswith(_DOOMED):
+            if name.startswith(_DOOMED) and os.fstat(fd).st_nlink == 1:  # else its data is somebody's under another name
                 wipe_and_remove(path, fd)
             else:
                 with contextlib.suppress(FileNotFoundError):

@@ -73,6 +73,7 @@ class Source(NamedTuple):
     in_pool: bool = True
     snapshot: str | None = None  # id of an internal snapshot to read
     snapshot_name: str | None = None
+    snapshot_moment: tuple[int, ...] = ()  # what tells it from a later one of its id and name
     home: tuple[Pool, str] | None = None  # pool and name, where it is a volume
     below: tuple[str, ...] = ()  # paths of its own backing chain
     shared: bool = False  # a running domain writes to the image meanwhile

@@ -38,7 +38,7 @@ from support.images import (
     info as image_info,
 )
 from support.jobs import has_no_job, hold_job_of, set_speed
-from support.runs import finish_module, run_module, start_module
+from support.runs import finish_module, go_on, run_module, start_module
 from support.spoiled import with_spoiled_copies
 
 ALL_DATA = sha(noise(2 * MIB) + bytes(2 * MIB))  # of an image of 4 MiB
@@ -549,6 +549,27 @@ def test_waits_for_a_block_job(clone, pool, domain):
     ends.join()
     assert result.get("changed"), result["msg"]
     assert digest(pool / "b", "raw") == digest(pool / "a", "raw")
+
+
+def test_disk_that_is_moved_while_its_turn_is_waited_for(hypervisor, pool, domain):
+    """Another job goes before, and takes the domain to another file: what the copy is of is still the volume that was asked for."""
+    make(pool / "a")
+    moment = digest(pool / "a")
+    running = domain(disk(pool / "a"))
+    running.blockCopy(
+        "vda", f"<disk type='file'><driver type='qcow2'/><source file='{pool / 'moved'}'/></disk>", {},
+        libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB)
+    wait_until(lambda: "<mirror" in running.XMLDesc() and "ready='yes'" in running.XMLDesc())
+    process = start_module("volume_clone", {"uri": hypervisor.uri, "pool": pool.name, "source": "a", "name": "b"})
+    wait_until(lambda: any(name.startswith(".") for name in os.listdir(pool.path)))  # its target is made: it waits
+    os.killpg(process.pid, signal.SIGSTOP)
+    running.blockJobAbort("vda", libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+    guest_writes(running, 0x42)
+    go_on(process)
+    result = finish_module(process)
+    assert result.get("changed") and result["consistency"] == "offline", result
+    assert digest(pool / "b") == moment != digest(pool / "moved")
+    assert has_no_job(running) and sorted(os.listdir(pool.path)) == ["a", "b", "moved"]
 
 
 def test_libvirt_is_restarted_in_the_middle(own_hypervisor, make_pool, begun):

@@ -18,6 +18,7 @@ import pytest
 
 from ansible_collections.hypervisor.storage.plugins.module_utils import _directory, _staging
 from ansible_collections.hypervisor.storage.plugins.module_utils._errors import (
+    Exchanged,
     InsufficientSpace,
     InvalidSize,
     StorageError,
@@ -118,6 +119,26 @@ def test_publishing_where_there_are_no_hard_links(pool: Path, monkeypatch: pytes
             publish(staged, "web", ownership=ANYBODY, image_format="raw")
     assert listing(pool) == ["web"]
     assert (pool / "web").read_bytes() == b"first"
+
+
+def test_a_name_that_is_taken_at_the_last_moment(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without hard links, too: nobody's file is overwritten, though it wasn't there at the last look."""
+    (pool / "web").write_bytes(b"of somebody else")
+    real = os.stat
+
+    def too_early(path: Any, **options: Any) -> os.stat_result:
+        if path == "web":
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return real(path, **options)
+
+    def no_link(*_arguments: Any, **_options: Any) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", no_link)
+    monkeypatch.setattr(os, "stat", too_early)
+    with pytest.raises(VolumeMismatch), stage(str(pool), named=True) as staged:
+        publish(staged, "web", ownership=ANYBODY, image_format="raw")
+    assert listing(pool) == ["web"] and (pool / "web").read_bytes() == b"of somebody else"
 
 
 def test_many_are_published_in_their_order(pool: Path, named: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,16 +385,23 @@ def test_sweeping_a_directory_that_is_gone(tmp_path: Path) -> None:
 # -- wipe ------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def watched(path: Path) -> Iterator[Path]:
+    """A way to a file that stays when its name goes, and is no second name."""
+    with path.open("rb") as file:
+        yield Path(f"/proc/self/fd/{file.fileno()}")
+
+
 @pytest.fixture
-def doomed(pool: Path, tmp_path: Path) -> Iterator[Path]:
-    """A second name, outside the pool, of the volume 'web': data, a hole, data, and an end that fills no block."""
+def doomed(pool: Path) -> Iterator[Path]:
+    """A way to the volume 'web': data, a hole, data, and an end that fills no block."""
     path = pool / "web"
     with path.open("wb") as file:
         file.write(b"a" * MIB)
         file.seek(5 * MIB)
         file.write(b"b" * (2 * MIB + 123))
-    os.link(path, tmp_path / "watched")
-    return tmp_path / "watched"
+    with watched(path) as way:
+        yield way
 
 
 def test_wiping_takes_the_name_first_and_then_the_data(pool: Path, doomed: Path) -> None:
@@ -412,13 +440,38 @@ def test_a_wipe_that_was_killed_is_finished(pool: Path, doomed: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"x" * (MIB + 1)])
-def test_every_size_can_be_wiped(pool: Path, tmp_path: Path, content: bytes) -> None:
+def test_every_size_can_be_wiped(pool: Path, content: bytes) -> None:
     (pool / "web").write_bytes(content)
-    os.link(pool / "web", tmp_path / "watched")
+    with watched(pool / "web") as way:
+        hidden, fd = _staging.hide_for_wiping(str(pool), "web")
+        _staging.wipe_and_remove(hidden, fd)
+        os.close(fd)
+        assert way.read_bytes() == bytes(len(content))
+
+
+def test_what_is_wanted_under_another_name_is_not_wiped(pool: Path, tmp_path: Path) -> None:
+    """A hard link that came before the wipe, and one that came after the run that began it was killed."""
+    (pool / "web").write_bytes(b"precious")
+    os.link(pool / "web", tmp_path / "other")
+    with pytest.raises(Exchanged, match="'web'.*linked"):
+        _staging.hide_for_wiping(str(pool), "web")
+    assert listing(pool) == ["web"]
+    (tmp_path / "other").unlink()
     hidden, fd = _staging.hide_for_wiping(str(pool), "web")
-    _staging.wipe_and_remove(hidden, fd)
     os.close(fd)
-    assert (tmp_path / "watched").read_bytes() == bytes(len(content))
+    os.link(hidden, tmp_path / "other")
+    assert sweep(str(pool)) == [os.path.basename(hidden)]
+    assert listing(pool) == [] and (tmp_path / "other").read_bytes() == b"precious"
+
+
+def test_only_what_was_locked_is_wiped(pool: Path) -> None:
+    (pool / "web").write_bytes(b"old")
+    ident = _directory.identify(str(pool / "web"))
+    (pool / "new").write_bytes(b"of somebody else")
+    os.rename(pool / "new", pool / "web")
+    with pytest.raises(Exchanged, match="'web'.*exchanged"):
+        _staging.hide_for_wiping(str(pool), "web", ident=ident)
+    assert listing(pool) == ["web"] and (pool / "web").read_bytes() == b"of somebody else"
 
 
 def test_a_link_is_not_followed_to_be_wiped(pool: Path, tmp_path: Path) -> None:

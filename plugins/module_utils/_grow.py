@@ -79,6 +79,8 @@ def _grow_file(host: Host, qemu_img: QemuImg, step: Grow, fd: int, path: str) ->
         _grow_raw_file(step, path)
         return
     _assert_grows(host.connection, step)
+    if _capacity_now(host.connection, step) == step.capacity:
+        raise _grown_already(step)
     with pin_image(host, fd, path, image_format=step.format, what=f"grow volume {step.name!r}") as image:
         for last in (False, False, True):
             try:
@@ -122,8 +124,8 @@ def _grow_online(host: Host, step: Grow) -> None:
                 # libvirt would cut a larger disk that has the target's name by now.
                 if image is None or host.disk_of(use.domain_uuid, use.target) != image.ident:
                     raise Exchanged(
-                        f"Cannot grow volume {step.name!r} of pool {step.pool.name!r}: domain {use.domain!r} has another disk as {use.target} "
-                        "by now, or stopped. Run again."
+                        f"Cannot grow volume {step.name!r} of pool {step.pool.name!r}: domain {use.domain!r} stopped, or has another disk "
+                        f"as {use.target} by now. Run again."
                     )
                 what = f"grow volume {step.name!r} of pool {step.pool.name!r} through {use.target} of the running domain {use.domain!r}"
                 connection.block_resize(domain_uuid=use.domain_uuid, target=use.target, capacity=step.capacity, what=what)
@@ -166,6 +168,8 @@ def _grow_raw_file(step: Grow, path: str) -> None:
             size = os.fstat(fd).st_size
             if size > step.capacity:
                 raise _shrinks(step, size)
+            if size == step.capacity:
+                raise _grown_already(step)
             reserved = True
             if step.preallocation != "off":
                 try:
@@ -273,6 +277,10 @@ def _sync(step: Grow) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def _grown_already(step: Grow) -> Exchanged:
+    return Exchanged(f"Volume {step.name!r} of pool {step.pool.name!r} was grown by another host meanwhile. Run again.")
 
 
 def _shrinks(step: Grow, size: int) -> ShrinkRefused:

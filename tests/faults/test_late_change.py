@@ -151,6 +151,16 @@ def test_volume_that_is_rewritten_elsewhere_while_it_is_grown(lab: Hypervisor, m
 
 
 @pytest.mark.parametrize("name", ["alone", "r"])
+def test_volume_that_is_grown_elsewhere_while_it_is_grown(lab: Hypervisor, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Who finds it done has changed nothing."""
+    fmt = "raw" if name == "r" else "qcow2"
+    place = (_grow, "_assert_grows") if name == "alone" else (_locks, "hold_image")
+    before(monkeypatch, *place, lambda: run(["qemu-img", "resize", "-q", "-f", fmt, lab.directory / name, "4M"]))
+    result = lab.run(volume_resize, name=name, size="4M")
+    assert result.get("changed") is False and result["volume"]["capacity"] == 4 * MIB, result
+
+
+@pytest.mark.parametrize("name", ["alone", "r"])
 def test_volume_that_is_deleted_elsewhere_while_it_is_grown(lab: Hypervisor, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     path = lab.directory / name
     before(monkeypatch, *((_qemu_img.QemuImg, "resize") if name == "alone" else (_locks, "hold_image")), path.unlink)

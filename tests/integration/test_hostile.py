@@ -12,8 +12,7 @@ import time
 
 import pytest
 from support.hypervisors import disk
-from support.images import GIB, MIB, blank, content, file_sha, make, overlay, patch, qcow2_header, sh
-from support.images import info as image_info
+from support.images import GIB, MIB, blank, file_sha, make, overlay, patch, qcow2_header, sh, sha
 from support.runs import run_module
 
 SECRET = b"a line that only the host may read\n" * 64
@@ -25,14 +24,6 @@ def secret(outside):
     path = outside / "secret"
     path.write_bytes(SECRET)
     return path
-
-
-def nothing_leaked(pool, *but):
-    """No file of the pool holds the secret, neither in its bytes nor for a guest that reads it."""
-    for path in pool.path.iterdir():
-        if path.name not in but:
-            assert SECRET[:32] not in path.read_bytes()
-            assert SECRET[:32] not in content(path, image_info(path)["format"])
 
 
 @pytest.fixture
@@ -51,13 +42,8 @@ def test_raw_disk_with_a_qcow2_header_stays_raw(volume, info, pool, disguised, d
     assert (found["format"], found["backing"], found["capacity"]) == ("raw", None, MIB)
     for number, wish in enumerate(WISHES):
         result = volume(name=f"a{number}", template="disguised", **wish)
-        if result.get("failed"):
-            assert result["reason"] in ("unsafe_image", "volume_in_use"), result
-        else:
-            backing = result["volume"]["backing"]
-            assert backing is None or backing["format"] == "raw"
-            assert content(pool / f"a{number}", result["volume"]["format"]) == disguised.read_bytes()
-    nothing_leaked(pool, "disguised")
+        assert result.get("failed") and result["reason"] == "unsafe_image", result
+    assert os.listdir(pool.path) == ["disguised"]
 
 
 @pytest.mark.parametrize("wish", WISHES, ids=str)
@@ -168,8 +154,8 @@ def test_absurd_headers(volume, info, pool, offset, value):
     assert not found.get("failed"), found
     for number, wish in enumerate([*WISHES, {"snapshot": "s", "snapshot_volume": "t"}]):
         result = volume(name=f"a{number}", **({"template": "t"} if "snapshot" not in wish else {}), **wish)
-        assert result.get("failed"), result
-        assert result["reason"] in ("unsafe_image", "unsupported", "tool_failed", "snapshot_not_found"), result
+        unknown = "snapshot" in wish and result.get("reason") == "snapshot_not_found"  # where they are is part of what is absurd
+        assert result.get("failed") and (result["reason"] == "unsafe_image" or unknown), result
     assert os.listdir(pool.path) == ["t"]
     assert time.monotonic() - started < 20
 
@@ -206,7 +192,7 @@ def test_very_long_chain(volume, info, pool):
     started = time.monotonic()
     assert not info(pool=[pool.name]).get("failed")
     result = volume(name="a", template="layer299", clone_mode="full")
-    assert not result.get("failed") or result["reason"] in ("unsafe_image", "tool_failed"), result
+    assert result.get("failed") and result["reason"] == "unsafe_image" and "200 layers" in result["msg"], result
     assert time.monotonic() - started < 20
 
 
@@ -226,10 +212,12 @@ def test_backing_file_that_never_ends_does_not_hang_us(own_hypervisor, make_pool
     ):
         params = {"uri": own_hypervisor.uri, "pool": [pool.name] if module == "volume_info" else pool.name, **wish}
         result = run_module(module, params, timeout=10)
-        if result.get("failed"):
-            assert result["reason"] == "unsafe_image" and "trap" in result["msg"], result
+        if module == "volume_info" or "state" in wish:  # a look, and a delete of what isn't there, tell libvirt nothing
+            assert not result.get("failed") and not result["changed"], result
+        elif backing == "/dev/stdin" and "template" not in wish:  # here that is a plain file, as for libvirt
+            assert result.get("changed"), result
         else:
-            assert "template" not in wish, result
+            assert result.get("reason") == "unsafe_image" and "trap" in result["msg"], result
     # The daemon still answers and the pool is still there.
     assert own_hypervisor.conn.getLibVersion() and pool.virt.isActive()
 
@@ -275,8 +263,8 @@ def test_template_file_itself_is_no_regular_file(volume, outside, pool):
         for mode in ("backing", "full"):
             result = run_module("volume", {"uri": pool.hypervisor.uri, "pool": pool.name, "name": "a",
                                            "template": str(template), "clone_mode": mode}, timeout=10)
-            assert result.get("failed"), result
-            assert result["reason"] in ("unsafe_image", "template_not_found", "unsupported"), result
+            missing = str(template) == "/proc/kmsg"  # what the kernel makes up isn't looked at
+            assert result.get("reason") == ("template_not_found" if missing else "unsafe_image"), result
     assert os.listdir(pool.path) == []
 
 
@@ -289,10 +277,9 @@ def test_guest_content_never_decides_the_format_of_a_volume_we_made(volume, info
     again = volume(name="a", size="1M", format="raw")
     assert not again.get("failed") and not again["changed"], again
     grown = volume(name="a", size="2M", format="raw")
-    assert grown.get("failed") or (pool / "a").stat().st_size == 2 * MIB, grown
+    assert grown["changed"] and (pool / "a").stat().st_size == 2 * MIB, grown
+    assert sha((pool / "a").read_bytes()[:MIB]) == before
     assert info(name="a")["volumes"][0]["format"] == "raw"
-    if grown.get("failed"):
-        assert file_sha(pool / "a") == before
 
 
 @pytest.mark.parametrize("fmt", ["vmdk", "vdi", "vhdx", "vpc", "qed"])
@@ -308,5 +295,6 @@ def test_descriptor_that_names_a_file_of_the_host(volume, pool, secret):
         '# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType="monolithicFlat"\n'
         f'RW 16 FLAT "{secret}" 0\nddb.virtualHWVersion = "4"\nddb.geometry.cylinders = "1"\n')
     for number, wish in enumerate(WISHES):
-        volume(name=f"a{number}", template="t", **wish)
-    nothing_leaked(pool, "t")
+        result = volume(name=f"a{number}", template="t", **wish)
+        assert result.get("failed") and result["reason"] == "unsafe_image", result
+    assert os.listdir(pool.path) == ["t"]

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import time
@@ -186,3 +187,72 @@ def test_domain_of_the_other_host_that_wants_to_start(begun, other, shared, name
     if fmt == "qcow2":
         sh("qemu-img", "check", "-q", "-f", fmt, path)
     assert sorted(os.listdir(shared.path)) == ["a", "bystander"]
+
+
+#: A prefix that makes a run one of a host of its own: its locks on names keep none of another host out.
+ANOTHER_HOST = ["unshare", "-m", "bash", "-c",
+                'mkdir -p /run/hypervisor.storage && mount -t tmpfs -o mode=700 none /run/hypervisor.storage && exec "$@"', "bash"]
+
+
+@pytest.mark.parametrize(("module", "wish"), [
+    ("volume", {"size": "4M"}),
+    ("volume", {"size": "4M", "format": "raw"}),
+    ("volume", {"template": "a"}),
+    ("volume", {"template": "a", "clone_mode": "full"}),
+    ("volume_clone", {"source": "a"}),
+], ids=["blank", "raw", "overlay", "full", "clone"])
+def test_hosts_that_make_the_same_volume(hypervisor, other, shared, module, wish):
+    """One of them made it; it is there for the others, or they say that it came while they made it."""
+    make(shared / "a")
+    started = [start_module(module, {"uri": (hypervisor, other)[number % 2].uri, "pool": shared.name, "name": "b", **wish},
+                            prefix=ANOTHER_HOST) for number in range(6)]
+    results = [finish_module(process) for process in started]
+    assert {result.get("reason") for result in results} <= {None, "volume_mismatch"}, results
+    assert [bool(result.get("changed")) for result in results].count(True) == 1, results
+    assert sorted(os.listdir(shared.path)) == ["a", "b"]
+    fmt = wish.get("format", "qcow2")
+    assert content(shared / "b", fmt) == (bytes(4 * MIB) if "size" in wish else content(shared / "a"))
+
+
+WORK = {
+    "resize": ("volume_resize", {"name": "a", "size": len(GROWN)}),
+    "compress": ("volume_compress", {"name": "a", "method": "zeros"}),
+    "rewrite": ("volume_compress", {"name": "a", "method": "zeros", "compression": "zstd"}),
+    "delete": ("volume", {"name": "a", "state": "absent"}),
+    "wipe": ("volume", {"name": "a", "state": "absent", "wipe": True}),
+    "overlay": ("volume", {"name": "d", "template": "a"}),
+    "full": ("volume", {"name": "c", "template": "a", "clone_mode": "full"}),
+    "clone": ("volume_clone", {"name": "b", "source": "a"}),
+}
+READS = ("overlay", "full", "clone")
+MAKES = {"overlay": "d", "full": "c", "clone": "b"}
+PAIRS = [pair for pair in itertools.combinations_with_replacement(WORK, 2) if not set(pair) <= set(READS)]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=" and ".join)
+def test_work_of_two_hosts(hypervisor, other, shared, masters, pair):
+    """At the same time, or one a little later: what they say they did adds up to what is there, and all of it is whole."""
+    for pause in (0, 0.05, 0.2):
+        KINDS["clone offline"].lay_out(masters, shared.path)
+        started = []
+        for host, name in zip((hypervisor, other), pair):
+            module, wish = WORK[name]
+            started.append(start_module(module, {"uri": host.uri, "pool": shared.name, **wish}, prefix=ANOTHER_HOST))
+            time.sleep(pause)
+        results = [finish_module(process) for process in started]
+        assert {result.get("reason") for result in results} <= {
+            None, "volume_in_use", "volume_not_found", "template_not_found", "volume_has_dependents"}, results
+        done = {name for name, result in zip(pair, results) if result.get("changed")}
+        if pair[0] == pair[1] or set(pair) == {"delete", "wipe"}:
+            assert sum(bool(result.get("changed")) for result in results) <= 1, results
+        both_compress = set(pair) <= {"compress", "rewrite"}
+        assert both_compress or not all(result.get("failed") for result in results), results
+        there = {MAKES[name] for name in done & set(READS)} | ({"a"} if not done & {"delete", "wipe"} else set())
+        assert set(os.listdir(shared.path)) == there | {"bystander"}, results
+        for name in there:
+            seen = content(shared / name)
+            assert sha(seen[: len(CONTENT)]) == sha(CONTENT), (name, results)
+            assert not any(seen[len(CONTENT) :]), (name, results)
+            sh("qemu-img", "check", "-q", "-f", "qcow2", shared / name)
+        if "a" in there:
+            assert image_info(shared / "a")["virtual-size"] == len(GROWN if "resize" in done else CONTENT), results

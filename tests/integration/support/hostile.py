@@ -18,16 +18,21 @@ from .images import MIB, patch, qcow2_header
 
 SECRET = b"a line that only the host may read\n" * 64
 CLUSTER = 65536
+_END = 5 * CLUSTER
+_TABLE = 4 * CLUSTER  # of snapshots
+_SNAPSHOT = struct.pack(">QIHHIIQIIQQ", 3 * CLUSTER, 1, 1, 1, 0, 0, 0, 0, 16, 0, MIB) + b"1s"
 Maker = Callable[[Path, Path], None]
 
 
-def qcow2(path: Path, backing: str = "", *, at: dict[int, bytes] | None = None, size: int = 4 * CLUSTER) -> None:
-    """An image in which nothing is written but its header, with other bytes at these places."""
-    path.write_bytes(qcow2_header(MIB, backing).ljust(4 * CLUSTER, b"\0")[:size])
-    # Reference counts of the four clusters, so that only what is meant to be wrong is.
-    if size == 4 * CLUSTER:
+def qcow2(path: Path, backing: str = "", *, at: dict[int, bytes] | None = None, size: int = _END) -> None:
+    """An image in which nothing is written but its header and a snapshot "s", with other bytes at these places."""
+    path.write_bytes(qcow2_header(MIB, backing).ljust(_END, b"\0")[:size])
+    # Reference counts of the five clusters, so that only what is meant to be wrong is.
+    if size == _END:
         patch(path, CLUSTER, struct.pack(">Q", 2 * CLUSTER))
-        patch(path, 2 * CLUSTER, struct.pack(">4H", 1, 1, 1, 1))
+        patch(path, 2 * CLUSTER, struct.pack(">5H", 1, 1, 1, 2, 1))
+        patch(path, 60, struct.pack(">IQ", 1, _TABLE))
+        patch(path, _TABLE, _SNAPSHOT)
     for offset, data in (at or {}).items():
         patch(path, offset, data)
 
@@ -95,7 +100,7 @@ def _second_layer(path: Path, secret: Path) -> None:
 def _snapshots(count: int, entry: bytes) -> Maker:
     """A snapshot table in the last cluster."""
     return lambda path, secret: qcow2(path, at={
-        60: struct.pack(">IQ", count, 3 * CLUSTER + 4096), 3 * CLUSTER + 4096: entry})
+        60: struct.pack(">IQ", count, _TABLE), _TABLE: entry.ljust(len(_SNAPSHOT), b"\0")})
 
 
 def _l1(entry: int) -> Maker:
@@ -120,7 +125,6 @@ _VMDK_SPARSE = (struct.pack("<4sIIQQQQIQQQB", b"KDMV", 1, 3, 2048, 128, 1, 20, 5
 _VHD = struct.pack(">8sIIQI4sI4sQQ", b"conectix", 2, 0x10000, 512, 0, b"evil", 1, b"Wi2k", MIB, MIB)
 _VDI = (b"<<< Oracle VM VirtualBox Disk Image >>>\n".ljust(64, b"\0") + struct.pack("<III", 0xBEDA107F, 0x10001, 0x190))
 _GPT = b"\0" * 510 + b"\x55\xaa" + b"EFI PART" + bytes(0x8000 - 520) + b"\1CD001\1"
-_SNAPSHOT = struct.pack(">QIHHIIQII", 3 * CLUSTER, 1, 1, 1, 0, 0, 0, 0, 0) + b"1s"
 
 #: What no module may read as an image.
 REFUSED: dict[str, Maker] = {

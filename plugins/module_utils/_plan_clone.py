@@ -83,8 +83,13 @@ def plan_clone(
         live=live,
     )
     made = predict(step)
-    warnings = tuple(f"The {what} of {source.label} are not copied." for what in stays)
-    return VolumePlan(name, (step,), dict(ABSENT_DIFF), made.to_diff(), made, warnings=warnings)
+    warnings = [f"The {what} of {source.label} are not copied." for what in stays]
+    if wish.verify and live is not None and image_format == "raw":
+        warnings.append(
+            f"Volume {name!r} is not verified: {source.label} moves on while it is copied, and a raw image has no structure of its own "
+            "to check. Make the copy qcow2, or copy while the domain is off."
+        )
+    return VolumePlan(name, (step,), dict(ABSENT_DIFF), made.to_diff(), made, warnings=tuple(warnings))
 
 
 def plan_existing_clone(*, volume: Volume, source: Source, wish: CloneWish, pool: Pool) -> VolumePlan:

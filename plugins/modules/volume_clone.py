@@ -61,7 +61,7 @@ options:
   verify:
     description:
       - Compare the copy with the source before it gets its name. A copy of a running domain's disk, which has moved on
-        meanwhile, is checked for its own soundness instead.
+        meanwhile, is checked for its own soundness instead; a raw one has nothing to check, and a warning says so.
     type: bool
     default: false
   consistency:

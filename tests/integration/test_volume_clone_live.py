@@ -126,6 +126,17 @@ def test_verify_finds_an_image_that_is_not_sound(hypervisor, cloned_live, pool, 
     cloned_live(running, format="qcow2", verify=True)
 
 
+def test_a_raw_copy_that_can_not_be_verified_is_told(hypervisor, pool, domain):
+    make(pool / "a")
+    domain(disk(pool / "a"))
+    for how in ({"check": True}, {}):
+        wish = {"uri": hypervisor.uri, "pool": pool.name, "source": "a", "name": "b", "format": "raw", "verify": True}
+        result = run_module("volume_clone", wish, **how)
+        assert result["changed"] and len(result["warnings"]) == 1, result
+        assert "'b' is not verified" in result["warnings"][0]
+    assert digest(pool / "b", "raw") == digest(pool / "a")
+
+
 def test_copy_is_of_the_moment_when_it_began(begun, pool, domain):
     """What the guest writes meanwhile, where the copy has been and where it has not, is not in it."""
     path = large(pool / "a", "raw")

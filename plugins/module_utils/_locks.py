@@ -22,6 +22,7 @@ import hashlib
 import os
 import random
 import resource
+import signal
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -201,6 +202,8 @@ def _outlast_others(fd: int) -> None:
 def _is_open_here_alone(fd: int) -> bool:
     """Whether nobody else has a file open, as far as the kernel tells: it grants a lease for writing then alone (fcntl(2))."""
     try:
+        # Whoever opens it while we have the lease makes the kernel signal us: by default with one that ends the process.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     except OSError as error:
         return error.errno != errno.EAGAIN  # file systems without leases don't tell

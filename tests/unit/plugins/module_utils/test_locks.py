@@ -357,6 +357,24 @@ def test_an_image_that_goes_while_its_holder_is_waited_for(
     assert caught[0].msg == f"Cannot try: {str(path)!r} was deleted or exchanged meanwhile. Run again."
 
 
+def test_who_looks_whether_others_have_a_file_open_survives_that_one_opens_it(tmp_path: Path) -> None:
+    """The kernel tells the holder of a lease by a signal, which would end it."""
+    (tmp_path / "image").write_bytes(b"")
+    fd = os.open(tmp_path / "image", os.O_RDONLY)
+    child = os.fork()
+    if child == 0:
+        for _again in range(5000):
+            _locks._is_open_here_alone(fd)
+        os._exit(0)
+    os.close(fd)
+    opened = 0
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        with contextlib.suppress(BlockingIOError):
+            os.close(os.open(tmp_path / "image", os.O_RDONLY | os.O_NONBLOCK))
+        opened += 1
+    assert (ended[1], opened > 10) == (0, True)
+
+
 def times_open(path: Path) -> int:
     """How often this process has a file open."""
     found = 0

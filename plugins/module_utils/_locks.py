@@ -104,26 +104,36 @@ def hold_names(place: Ident, names: Iterable[str], *, timeout: float | None = No
     Raises Locked when one holds a name for longer than the timeout.
     """
     limit = NAME_TIMEOUT if timeout is None else timeout
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    with explained("open the file of this host's volume locks"):
-        fd = os.open(_lock_home(), flags, 0o600)
-    try:
-        by_offset = {_offset_of(place, name): name for name in names}
-        waited = False
-        for offset in sorted(by_offset):
-            with explained(f"lock volume {by_offset[offset]!r}"):
-                if _try_lock(fd, fcntl.F_WRLCK, offset):
-                    continue
-            waited = True
-            if not _patiently(lambda at=offset: _try_lock(fd, fcntl.F_WRLCK, at), limit):  # type: ignore[misc]
-                raise Locked(
-                    f"Another run has been working on volume {by_offset[offset]!r} for more than {limit:.0f} s. "
-                    "Wait for it to end and run again; nothing was changed.",
-                    volume=by_offset[offset],
-                )
-        yield waited
-    finally:
-        os.close(fd)
+    by_offset = {_offset_of(place, name): name for name in names}
+    waited = False
+    while True:
+        with explained("open the file of this host's volume locks"):
+            home = _lock_home()
+            fd = os.open(home, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            waited = _lock_names(fd, by_offset, limit) or waited
+            if _leads_to(home, fd):  # else it was tidied away meanwhile, and others lock another one
+                yield waited
+                return
+        finally:
+            os.close(fd)
+
+
+def _lock_names(fd: int, by_offset: dict[int, str], limit: float) -> bool:
+    """Lock the bytes of names, in their order; whether another run was in the way. Raises Locked."""
+    waited = False
+    for offset in sorted(by_offset):
+        with explained(f"lock volume {by_offset[offset]!r}"):
+            if _try_lock(fd, fcntl.F_WRLCK, offset):
+                continue
+        waited = True
+        if not _patiently(lambda at=offset: _try_lock(fd, fcntl.F_WRLCK, at), limit):  # type: ignore[misc]
+            raise Locked(
+                f"Another run has been working on volume {by_offset[offset]!r} for more than {limit:.0f} s. "
+                "Wait for it to end and run again; nothing was changed.",
+                volume=by_offset[offset],
+            )
+    return waited
 
 
 def allow_open_files(count: int) -> None:

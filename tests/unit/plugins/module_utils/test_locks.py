@@ -95,6 +95,28 @@ def test_a_name_is_held_against_other_processes() -> None:
     assert is_free("web")
 
 
+def test_the_file_of_the_locks_is_tidied_away_while_one_is_waited_for(private_locks: Path) -> None:
+    """Who waited holds the name for all who come afterwards, in the file that they find."""
+    held, release = threading.Event(), threading.Event()
+
+    def wait_for_it() -> None:
+        with _locks.hold_names(PLACE, ["web"], timeout=10) as waited:
+            assert waited
+            held.set()
+            release.wait(10)
+
+    with another_process(hold("web")):
+        waiting = threading.Thread(target=wait_for_it)
+        waiting.start()
+        time.sleep(0.2)
+        private_locks.unlink()
+    assert held.wait(10)
+    assert not is_free("web")
+    release.set()
+    waiting.join()
+    assert is_free("web")
+
+
 def test_a_name_is_held_against_the_same_process() -> None:
     with _locks.hold_names(PLACE, ["web"]):
         assert not is_free("web")

@@ -132,7 +132,7 @@ def test_eight_at_once_make_the_same_volume(hypervisor, pool, wish):
     params = {"uri": hypervisor.uri, "pool": pool.name, "name": "a", **wish}
     results = [finish_module(p, 90) for p in [start_module("volume", params) for _time in range(8)]]
     for result in results:
-        assert not result.get("failed") or result["reason"] == "locked", result
+        assert not result.get("failed"), result
     assert sum(bool(r.get("changed")) for r in results) == 1, [r.get("changed") for r in results]
     assert sorted(os.listdir(pool.path)) == ["a", "template"]
     if "template" in wish:
@@ -187,7 +187,7 @@ def test_libvirtd_restarts_meanwhile(own_hypervisor, make_pool):
     at_work(process, pool)
     own_hypervisor.restart()
     result = finish_module(process)
-    assert not result.get("failed") or result["reason"] in ("connection_failed", "libvirt_error"), result
+    assert not result.get("failed") or result["reason"] == "connection_failed", result
     if (pool / "a").exists():
         assert digest(pool / "a") == digest(template)
     assert not run_module("volume", params).get("failed")

@@ -211,7 +211,7 @@ def _wait_for_end(connection: Connection, live: Attachment, path: str) -> None:
         seen = time.monotonic()
         time.sleep(pause)
         pause = min(pause * 1.5, _POLL)
-    # libvirt forgets the job first, and then takes the copy away from QEMU and gives it back to its owner. Who asks the domain waits for that.
+    # libvirt forgets the job first, and then takes the copy from QEMU and gives it back to its owner: who asks the domain waits.
     with contextlib.suppress(StorageError):  # it stopped, and with it the job
         connection.block_capacity(domain_uuid=live.domain_uuid, target=live.target or "")
     outcome, took = connection.backup_result(live.domain_uuid)

@@ -44,5 +44,5 @@ def explain(error: OSError, what: str, **facts: Any) -> StorageError:
     if error.errno == errno.EFBIG:
         return InvalidSize(f"Cannot {what}: the pool's file system has no files of that size.", **facts)
     if error.errno in (errno.EAGAIN, errno.EBUSY):
-        return Locked(f"Cannot {what}: {error.strerror}. Run again when it is free.", **facts)
+        return Locked(f"Cannot {what}: {error.strerror}. Run again when it is free.", **{"errno": error.errno, **facts})
     return ToolFailed(f"Cannot {what}: {error.strerror or error}.", **{"errno": error.errno, **facts})

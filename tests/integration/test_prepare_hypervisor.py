@@ -143,15 +143,20 @@ def test_where_systemd_runs(systemd, hypervisor, tmp_path):
 
     def prepare(*more):
         code, said = run("-i", tmp_path / "inventory.json", "hypervisor.storage.prepare_hypervisor", "-e", wishes, *more,
-                         prefix=prefix, PATH=path)
+                         prefix=prefix, PATH=path, ANSIBLE_SHOW_CUSTOM_STATS="1")
         assert code == 0, said
         return said
 
-    assert "changed=0" not in prepare("--check")
+    def told(said):
+        """What the result calls done."""
+        return json.JSONDecoder().raw_decode(said[said.index('{ "prepare_hypervisor_result"'):])[0]["prepare_hypervisor_result"]["done"]
+
+    foretold = prepare("--check")
+    assert "changed=0" not in foretold and told(foretold) == ["services", "pool"]
     assert not log.exists() and not (tmp_path / "made").exists()
 
     said = prepare()
-    assert "changed=0" not in said and log.exists(), said
+    assert "changed=0" not in said and log.exists() and told(said) == ["services", "pool"], said
     # The socket starts the service; it is there at boot all the same.
     assert sorted(log.read_text().splitlines()) == ["enable libvirtd.service", "enable libvirtd.socket", "start libvirtd.socket"]
     assert hypervisor.conn.storagePoolLookupByName("made").autostart()

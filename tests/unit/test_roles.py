@@ -161,6 +161,17 @@ def test_result_for_later_plays_and_for_awx(role: str) -> None:
     assert f"{role}_result" in facts and set(stats) == {f"{role}_result"}
 
 
+#: One host at a time where hosts may share what is written to; all others together, which delete_volume depends on.
+SERIAL = {"clone_environment": 1, "migrate_volume": 1, "reclaim_space": 1, "prepare_hypervisor": [1, "100%"]}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_playbook_takes_its_hosts_so_that_storage_is_safe(role: str) -> None:
+    (play,) = load(REPO / "playbooks" / f"{role}.yml")
+    assert play.get("serial") == SERIAL.get(role)
+    assert "strategy" not in play
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_playbook_of_the_same_name(role: str) -> None:
     path = REPO / "playbooks" / f"{role}.yml"

@@ -134,7 +134,7 @@ def look_at(directories: Iterable[Path]) -> dict[str, tuple[Any, ...]]:
 
 def run_play(
     tasks: list[dict[str, Any]], *, play: dict[str, Any] | None = None, arguments: Iterable[str] = (),
-    python: str = sys.executable, prefix: Iterable[str] = (), **env: str,
+    python: str = sys.executable, prefix: Iterable[str] = (), timeout: float = 120, **env: str,
 ) -> dict[str, Any]:
     """Run the tasks on localhost through the real ansible-playbook; what they registered, by name."""
     with tempfile.TemporaryDirectory() as tmp:
@@ -147,7 +147,7 @@ def run_play(
             "hosts": "localhost", "connection": "local", "gather_facts": False,
             "vars": {"ansible_python_interpreter": python}, **(play or {}), "tasks": [*tasks, report]}]))
         argv = [*prefix, _beside("ansible-playbook"), "-i", "localhost,", *arguments, str(book)]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, env=environment(**env))
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout, check=False, env=environment(**env))
         assert done.returncode == 0, done.stdout + done.stderr
         results: dict[str, Any] = json.loads(Path(tmp, "out.json").read_text())
         return results

@@ -109,7 +109,7 @@ check_playbooks() {
 run_pytest() { # PYTHON TESTS...
     local interpreter=$1
     shift
-    PYTHONPATH=$collections "$interpreter" -m pytest -q -ra "$@"
+    PYTHONPATH=$collections "$interpreter" -m pytest -q -ra --durations=100 --durations-min=4 "$@"
 }
 
 test_unit() {

@@ -113,16 +113,15 @@ run_pytest() { # PYTHON TESTS...
 }
 
 test_unit() {
-    local version interpreter
+    local interpreter
     step "unit, Python $(version_of "$python")" run_pytest "$venv/bin/python" -n 2 tests/unit
     step "faults at every place" run_pytest "$venv/bin/python" -n 2 tests/faults
-    for version in 3.9 "$(newest_python 3.12)"; do
-        if interpreter=$(find_python "$version"); then
-            step "unit, Python $version" unit_on "$version" "$interpreter"
-        else
-            report skipped "unit, Python ${version:->= 3.12}" "no such Python on this machine"
-        fi
-    done
+    # The newest Python runs them with the newest ansible-core, in test_sanity.
+    if interpreter=$(find_python 3.9); then
+        step "unit, Python 3.9" unit_on 3.9 "$interpreter"
+    else
+        report skipped "unit, Python 3.9" "no such Python on this machine"
+    fi
 }
 
 unit_on() { # VERSION PYTHON
@@ -132,7 +131,7 @@ unit_on() { # VERSION PYTHON
 
 test_integration() {
     # Each worker has a hypervisor of its own; a file stays with one worker, since its fixtures are shared.
-    step integration run_pytest "$venv/bin/python" -n 2 --dist loadfile tests/integration
+    step integration run_pytest "$venv/bin/python" -n 2 --dist loadfile --no-loadscope-reorder tests/integration
 }
 
 test_molecule() {

@@ -26,6 +26,16 @@ from support.images import info as image_info
 from support.runs import Result, look_at, run_module
 
 SMALL_FS = 48 * MIB
+#: What takes longest begins first, so that no worker has it alone at the end.
+LONGEST = (
+    "test_volume_compress.py", "test_kills.py", "test_grow_guest.py", "test_awx.py", "test_pool_rbd.py", "test_role_check_mode.py",
+    "test_poor_file_systems.py", "test_volume_clone_live.py", "test_pool_logical.py", "test_docs_examples.py", "test_ansible.py",
+    "test_demo.py", "test_docs_adhoc.py", "test_prepare_hypervisor.py", "test_awx_register.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

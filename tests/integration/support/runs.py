@@ -19,10 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from support.forks import Forked
+
+MODULES = "ansible_collections.hypervisor.storage.plugins.modules"
 REPO = Path(__file__).resolve().parents[3]
 
 REASONS = frozenset((
@@ -63,15 +66,22 @@ def start_module(
     prefix: Iterable[str] = (),
 ) -> subprocess.Popen[str]:
     """The module as a process of its own, in a session of its own, its arguments already fed."""
+    with _fed(module, params, check=check, diff=diff) as feed:
+        return subprocess.Popen(
+            [*prefix, sys.executable, "-m", f"{MODULES}.{module}"],
+            stdin=feed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/", start_new_session=True,
+            env=env or environment(), preexec_fn=_hear_interrupts)
+
+
+@contextlib.contextmanager
+def _fed(module: str, params: dict[str, Any], *, check: bool, diff: bool) -> Iterator[IO[str]]:
+    """What a module reads: its arguments, as Ansible hands them over."""
     arguments = {**params, "_ansible_check_mode": check, "_ansible_diff": diff, "_ansible_module_name": module,
                  "_ansible_remote_tmp": tempfile.gettempdir(), "_ansible_keep_remote_files": False}
     with tempfile.TemporaryFile("w+") as feed:
         json.dump({"ANSIBLE_MODULE_ARGS": arguments}, feed)
         feed.seek(0)
-        return subprocess.Popen(
-            [*prefix, sys.executable, "-m", f"ansible_collections.hypervisor.storage.plugins.modules.{module}"],
-            stdin=feed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/", start_new_session=True,
-            env=env or environment(), preexec_fn=_hear_interrupts)
+        yield feed
 
 
 def _hear_interrupts() -> None:
@@ -87,7 +97,7 @@ def go_on(process: subprocess.Popen[str]) -> None:
             os.killpg(process.pid, signal.SIGCONT)
 
 
-def finish_module(process: subprocess.Popen[str], timeout: float = 60, *, quiet: bool = True) -> Result:
+def finish_module(process: subprocess.Popen[str] | Forked, timeout: float = 60, *, quiet: bool = True) -> Result:
     """The one JSON it printed; anything beside it (unless not ``quiet``: on stderr), or a traceback, fails the test."""
     try:
         out, err = process.communicate(timeout=timeout)
@@ -112,8 +122,14 @@ def finish_module(process: subprocess.Popen[str], timeout: float = 60, *, quiet:
     return result
 
 
-def run_module(module: str, params: dict[str, Any], *, timeout: float = 60, **how: Any) -> Result:
-    return finish_module(start_module(module, params, **how), timeout)
+def run_module(
+    module: str, params: dict[str, Any], *, timeout: float = 60, check: bool = False, diff: bool = False, **how: Any
+) -> Result:
+    """Run a module to its end; in a process that has Ansible and libvirt loaded, unless it is to be run in a way of its own."""
+    if any(value is not None for value in how.values()):
+        return finish_module(start_module(module, params, check=check, diff=diff, **how), timeout)
+    with _fed(module, params, check=check, diff=diff) as feed:
+        return finish_module(Forked(f"{MODULES}.{module}", feed, environment()), timeout)
 
 
 def look_at(directories: Iterable[Path]) -> dict[str, tuple[Any, ...]]:

@@ -109,7 +109,7 @@ check_playbooks() {
 run_pytest() { # PYTHON TESTS...
     local interpreter=$1
     shift
-    PYTHONPATH=$collections "$interpreter" -m pytest -q -ra --durations=100 --durations-min=4 "$@"
+    PYTHONPATH=$collections "$interpreter" -m pytest -q -ra "$@"
 }
 
 test_unit() {
@@ -131,7 +131,7 @@ unit_on() { # VERSION PYTHON
 
 test_integration() {
     # Each worker has a hypervisor of its own; a file stays with one worker, since its fixtures are shared.
-    step integration run_pytest "$venv/bin/python" -n 2 --dist loadfile --no-loadscope-reorder tests/integration
+    step integration run_pytest "$venv/bin/python" -n 2 --dist loadfile --no-loadscope-reorder --durations=100 --durations-min=4 tests/integration
 }
 
 test_molecule() {

@@ -217,15 +217,14 @@ class Worker:
         going: list[tuple[str, str]] = []
         for step in doomed:
             image = self.host.image(step.pool, step.name)
-            if image is not None:
-                if image.type == "file" and self._doomed.get(step.name) != image.ident:
-                    raise Exchanged(f"Cannot delete volume {step.name!r}: {step.path!r} was exchanged meanwhile. Run again.")
-                if image.type == "file":  # it is locked by now, so nobody else has it open; but loop devices know no locks
-                    loops = tuple(_directory.loop_devices_on(image.ident))
-                    facts = Facts(loop_devices=loops, unread=self.host.unread(image.ident))
-                else:
-                    facts = self.host.facts(image)
-                refuse_harm(volume=self.host.describe(image), facts=facts, going=going)
+            if image is None or (image.type == "file" and self._doomed.get(step.name) != image.ident):
+                raise Exchanged(f"Cannot delete volume {step.name!r}: {step.path!r} was deleted or exchanged meanwhile. Run again.")
+            if image.type == "file":  # it is locked by now, so nobody else has it open; but loop devices know no locks
+                loops = tuple(_directory.loop_devices_on(image.ident))
+                facts = Facts(loop_devices=loops, unread=self.host.unread(image.ident))
+            else:
+                facts = self.host.facts(image)
+            refuse_harm(volume=self.host.describe(image), facts=facts, going=going)
             going.append((step.pool.name, step.name))
 
     def _delete(self, step: Delete) -> bool:

@@ -239,6 +239,14 @@ def test_nobody_is_waited_for_in_vain(lab: Hypervisor, monkeypatch: pytest.Monke
 # -- who comes between the plan and the lock -------------------------------------------------------
 
 
+@pytest.mark.parametrize("wipe", [False, True])
+def test_volume_that_another_host_deletes_before_it_is_locked(lab: Hypervisor, monkeypatch: pytest.MonkeyPatch, wipe: bool) -> None:
+    """Who has nothing left to delete changed nothing."""
+    before(monkeypatch, _locks, "allow_open_files", (lab.directory / "alone").unlink)
+    result = lab.run(volume, name="alone", state="absent", wipe=wipe)
+    assert not result.get("failed") and result["changed"] is False and result["actions"] == [], result
+
+
 @pytest.mark.parametrize("wish", [{}, {"wipe": True}], ids=["delete", "wipe"])
 def test_loop_device_that_comes_before_a_delete(lab: Hypervisor, monkeypatch: pytest.MonkeyPatch, wish: dict[str, Any]) -> None:
     """It takes no lock."""

@@ -316,11 +316,10 @@ def test_interrupted_while_the_guest_is_frozen(hypervisor, guest, busy):
     assert not (busy / "failed").exists()
 
 
-def test_block_job_in_the_way_of_a_frozen_guest(hypervisor, guest, busy):
+def test_block_job_in_the_way_of_a_frozen_guest(hypervisor, guest, busy, outside):
     """Each try thaws what it froze, and the last one ends with a reason."""
-    copy = busy.path.parent / "mirror"
     guest.virt.blockCopy(
-        "vda", f"<disk type='file'><source file='{copy}'/><driver type='raw'/></disk>", {},
+        "vda", f"<disk type='file'><source file='{outside}/mirror'/><driver type='raw'/></disk>", {},
         libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB)
     params = {"uri": hypervisor.uri, "source": "files", "source_pool": "busy", "pool": "busy", "name": "failed"}
     called = hooks(guest)

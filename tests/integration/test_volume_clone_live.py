@@ -550,11 +550,11 @@ def test_space_runs_out_in_the_middle(begun, pool, small, domain):
     assert os.listdir(small.path) == ["hog"] and has_no_job(running)
 
 
-def test_waits_for_a_block_job(clone, pool, domain):
+def test_waits_for_a_block_job(clone, pool, domain, outside):
     make(pool / "a", "raw", 64 * MIB)
     running = domain(disk(pool / "a", "raw"))
     running.blockCopy(
-        "vda", f"<disk type='file'><source file='{pool.path.parent}/mirror'/><driver type='raw'/></disk>",
+        "vda", f"<disk type='file'><source file='{outside}/mirror'/><driver type='raw'/></disk>",
         {"bandwidth": 1}, libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB)
     ends = threading.Timer(2, running.blockJobAbort, ("vda",))
     ends.start()

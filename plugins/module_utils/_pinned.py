@@ -75,14 +75,20 @@ def pin_source(host: Host, source: Source, *, hold: bool, what: str) -> Iterator
         yield source
         return
     with contextlib.ExitStack() as stack:
-        fd = stack.enter_context(hold_source(host, source.path, shared=source.shared or not hold, what=what))
+        held = hold_source(
+            host, source.path, shared=source.shared or not hold, what=what, whole=source.snapshot is None
+        )
+        fd = stack.enter_context(held)
         image = stack.enter_context(pin_image(host, fd, source.path, image_format=source.format, what=what))
         yield source._replace(path=image.location, pass_fds=image.pass_fds, fd=fd)
 
 
 @contextlib.contextmanager
-def hold_source(host: Host, path: str, *, shared: bool, what: str) -> Iterator[int]:
-    """Keep the image that the decision is about open, and unless it is ``shared`` from being changed or deleted."""
+def hold_source(host: Host, path: str, *, shared: bool, what: str, whole: bool = True) -> Iterator[int]:
+    """Keep the image that the decision is about open, and unless it is ``shared`` from being changed or deleted.
+
+    The ``whole`` image must be as it was looked at; an internal snapshot in it stays what it is, whatever is written beside.
+    """
     with contextlib.ExitStack() as stack:
         with _staging.explained(what):
             if shared:
@@ -93,6 +99,6 @@ def hold_source(host: Host, path: str, *, shared: bool, what: str) -> Iterator[i
             if seen is not None and _directory.identify(f"/proc/self/fd/{fd}") != seen:
                 raise Exchanged(f"Cannot {what}: {path!r} was exchanged meanwhile. Run again.")
             # Now nobody writes to it, but since the look somebody may have grown it, merged a snapshot into it, or run on it.
-            if not shared and not host.stands_still(path, fd):
+            if whole and not shared and not host.stands_still(path, fd):
                 raise Exchanged(f"Cannot {what}: {path!r} was written to meanwhile. Run again.")
         yield fd

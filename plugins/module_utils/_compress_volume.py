@@ -22,7 +22,7 @@ from typing import Any
 
 from . import _clusters, _holes, _locks, _requests, _sources, _staging
 from ._directory import loop_devices_on
-from ._errors import Exchanged, InsufficientSpace, StorageError, ToolFailed
+from ._errors import Exchanged, InsufficientSpace, StorageError, ToolFailed, told_as_changed
 from ._image_header import ImageHeader, read_header
 from ._inventory import Host, Image
 from ._libguestfs import Libguestfs
@@ -248,7 +248,7 @@ class CompressTask(NamedVolumes):
             self._claim(host, step, held)
             held.release()  # virt-sparsify takes QEMU's own lock
             self._libguestfs.sparsify(step.path, what=f"trim volume {step.name!r} of pool {step.pool.name!r}")
-            with _trimmed_already(), _staging.explained(f"compress volume {step.name!r} of pool {step.pool.name!r}"):
+            with told_as_changed(), _staging.explained(f"compress volume {step.name!r} of pool {step.pool.name!r}"):
                 return self._give_back(host, step, self._take_again(host, step))
         return self._give_back(host, step, held)
 
@@ -385,16 +385,6 @@ def _hold(image: Image) -> Iterator[_Held]:
         yield held
     finally:
         held.release()
-
-
-@contextlib.contextmanager
-def _trimmed_already() -> Iterator[None]:
-    """What fails after a trim doesn't undo it."""
-    try:
-        yield
-    except StorageError as error:
-        error.facts["changed"] = True
-        raise
 
 
 def _settled_allocation(held: _Held, image: Image) -> int:

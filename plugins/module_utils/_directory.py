@@ -79,6 +79,11 @@ def identify_loosely(path: str) -> Ident:
         return ("path", path, "")
 
 
+def leads_to(path: str, fd: int) -> bool:
+    """Whether a path leads to what is open as ``fd``, which may have lost its name or had it taken; raises OSError."""
+    return identify_loosely(path) == identify(f"/proc/self/fd/{fd}")
+
+
 def scan_directory(path: str) -> list[FileFacts]:
     """Facts of all that lies in a pool's directory, but our own staging files; raises OSError."""
     facts = []

@@ -12,6 +12,8 @@ keyword arguments and end as keys of the result.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -108,3 +110,13 @@ class ToolFailed(StorageError):
 
 class LibvirtError(StorageError):
     reason = "libvirt_error"
+
+
+@contextlib.contextmanager
+def told_as_changed(changed: bool = True) -> Iterator[None]:
+    """What fails when something was done doesn't undo it."""
+    try:
+        yield
+    except StorageError as error:
+        error.facts["changed"] = changed or error.facts.get("changed", False)
+        raise

@@ -67,7 +67,7 @@ def _pinned(step: Grow, seen: Ident | None) -> Iterator[tuple[Grow, int]]:
 
 def _assert_named(step: Grow, fd: int) -> None:
     """Make sure that what was grown is what the name leads to: another host may have deleted or rewritten the volume meanwhile."""
-    if _directory.identify_loosely(step.path) != _directory.identify(f"/proc/self/fd/{fd}"):
+    if not _directory.leads_to(step.path, fd):
         raise Exchanged(
             f"Volume {step.name!r} of pool {step.pool.name!r} was deleted or exchanged while it was grown; what has its name now is as it "
             "was. Run again."

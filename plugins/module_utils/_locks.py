@@ -27,7 +27,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from ._directory import identify, identify_loosely, open_image
+from ._directory import leads_to, open_image
 from ._errors import Exchanged, Locked, VolumeInUse
 from ._model import Ident
 from ._os_errors import explained
@@ -112,7 +112,7 @@ def hold_names(place: Ident, names: Iterable[str], *, timeout: float | None = No
             fd = os.open(home, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             waited = _lock_names(fd, by_offset, limit) or waited
-            if _leads_to(home, fd):  # else it was tidied away meanwhile, and others lock another one
+            if leads_to(home, fd):  # else it was tidied away meanwhile, and others lock another one
                 yield waited
                 return
         finally:
@@ -176,7 +176,7 @@ def hold_image(path: str, *, exclusive: bool, what: str, shown: str | None = Non
     fd = open_image(path)
     try:
         wanted = _EXCLUSIVE if exclusive else _AS_READER
-        if not _patiently(lambda: _try_permissions(fd, wanted) or not _leads_to(path, fd), IMAGE_TIMEOUT):
+        if not _patiently(lambda: _try_permissions(fd, wanted) or not leads_to(path, fd), IMAGE_TIMEOUT):
             raise VolumeInUse(
                 f"Cannot {what}: a process has {shown or path!r} open "
                 f"({'of another host, or one' if exclusive else 'for writing, one'} that libvirt here need not know: a QEMU, "
@@ -185,7 +185,7 @@ def hold_image(path: str, *, exclusive: bool, what: str, shown: str | None = Non
                 path=path,
             )
         # Who was waited for may have deleted it, and to hold what has no name any more protects nothing.
-        if not _leads_to(path, fd):
+        if not leads_to(path, fd):
             raise Exchanged(f"Cannot {what}: {shown or path!r} was deleted or exchanged meanwhile. Run again.", path=path)
         try:
             yield fd
@@ -193,11 +193,6 @@ def hold_image(path: str, *, exclusive: bool, what: str, shown: str | None = Non
             _outlast_others(fd)
     finally:
         os.close(fd)
-
-
-def _leads_to(path: str, fd: int) -> bool:
-    """Whether what is open as ``fd`` has its path still."""
-    return identify_loosely(path) == identify(f"/proc/self/fd/{fd}")
 
 
 def _outlast_others(fd: int) -> None:

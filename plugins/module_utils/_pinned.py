@@ -100,5 +100,7 @@ def hold_source(host: Host, path: str, *, shared: bool, what: str, whole: bool =
                 raise Exchanged(f"Cannot {what}: {path!r} was exchanged meanwhile. Run again.")
             # Now nobody writes to it, but since the look somebody may have grown it, merged a snapshot into it, or run on it.
             if whole and not shared and not host.stands_still(path, fd):
-                raise Exchanged(f"Cannot {what}: {path!r} was written to meanwhile. Run again.")
+                raise Exchanged(
+                    f"Cannot {what}: {path!r} was written to meanwhile. Run again; if it says so each time, stop what writes to it."
+                )
         yield fd

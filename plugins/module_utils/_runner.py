@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from ansible.module_utils.basic import AnsibleModule
 
 from . import _libvirt
-from ._errors import Exchanged, StorageError, ToolMissing
+from ._errors import Exchanged, StorageError, ToolMissing, told_as_changed
 from ._inventory import Host
 from ._model import Volume
 from ._os_errors import explain
@@ -94,7 +94,7 @@ def _look_and_act(
             if not plan.changed or not for_real:
                 return plan, [planned.result for planned in plan.volumes]
             plan = task.carry_out(host, plan) or plan
-            with _changed_by(plan):
+            with told_as_changed(plan.changed):
                 return plan, task.describe(host)
         except StorageError as error:
             outdated = isinstance(error, Exchanged) or host.is_outdated()
@@ -102,16 +102,6 @@ def _look_and_act(
                 raise
         looks -= 1
         host.forget()
-
-
-@contextlib.contextmanager
-def _changed_by(plan: Plan) -> Iterator[None]:
-    """What fails when all is done doesn't undo it."""
-    try:
-        yield
-    except StorageError as error:
-        error.facts.setdefault("changed", plan.changed)
-        raise
 
 
 def run_lookup(

@@ -71,7 +71,7 @@ ONLY_FOR = {
 #: Who starts processes: tools in one place, and a guardian that thaws a guest if its maker is killed.
 PROCESSES = {"_qemu_img": {"Popen"}, "_live": {"fork"}}
 #: What thinks, and neither looks nor acts, gets along with these.
-PURE = {"__future__", "collections", "typing", "re", "uuid", "unicodedata"}
+PURE = {"__future__", "collections", "contextlib", "typing", "re", "uuid", "unicodedata"}
 
 by_name = pytest.mark.parametrize("path", ALL, ids=lambda path: path.name)
 

@@ -27,7 +27,7 @@ from ._image_header import ImageHeader, read_header
 from ._inventory import Host, Image
 from ._libguestfs import Libguestfs
 from ._model import Attachment, Pool
-from ._named_volumes import NamedVolumes, need_image
+from ._named_volumes import NamedVolumes, assert_writable, need_image
 from ._plan_compress import (
     Compress,
     CompressPlan,
@@ -105,6 +105,7 @@ class CompressTask(NamedVolumes):
                     self._found[name] = held
                     self._held.push(passing.pop_all())
         if work:
+            assert_writable(pool, [step.name for step in work])
             host.assert_refreshable(pool)
         if need:  # one at a time: each gives room back before the next
             names = [step.name for step in work if step.compression]

@@ -12,7 +12,7 @@ from typing import Any
 from . import _plan_existing, _plan_image, _requests
 from ._inventory import Host, Image
 from ._model import Ident, Pool
-from ._named_volumes import NamedVolumes, find_image, take_steps
+from ._named_volumes import NamedVolumes, assert_writable, find_image, take_steps
 from ._steps import Facts, Plan, Source, VolumePlan, Wish
 
 
@@ -54,6 +54,7 @@ class VolumeTask(NamedVolumes):
                 )
             )
             going.append((pool.name, name))
+        assert_writable(pool, [planned.name for planned in plans if planned.steps])
         if self._wipe and pool.stores_files and any(planned.steps for planned in plans):
             host.assert_refreshable(pool, but=self.names)
         return Plan(tuple(plans))

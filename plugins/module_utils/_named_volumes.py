@@ -11,6 +11,7 @@ archive, so each run compiles what it imports, and most runs find that all is as
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -63,10 +64,11 @@ class NamedVolumes:
     ) -> tuple[str, ...]:
         """What must hold before any step is taken: libvirt can be told of it, and there is room. Returns warnings.
 
-        Raises UnsafeImage or InsufficientSpace.
+        Raises Unsupported, UnsafeImage or InsufficientSpace.
         """
         if not any(planned.steps for planned in plans):
             return ()
+        assert_writable(pool, [planned.name for planned in plans if planned.steps])
         if pool.stores_files:
             host.assert_refreshable(pool)
         from ._space import SpaceCheck
@@ -104,6 +106,21 @@ def take_steps(host: Host, plan: Plan) -> dict[str, Moment]:
     worker = Worker(host)
     worker.carry_out(plan)
     return worker.moments
+
+
+def assert_writable(pool: Pool, names: Sequence[str]) -> None:
+    """Refuse to change volumes on a file system that is mounted read-only; raises Unsupported.
+
+    Check mode would not find out, and tools tell of it in words of their own. A link may lead to another file system.
+    """
+    if not pool.stores_files or pool.path is None:
+        return
+    with contextlib.suppress(OSError):  # whoever changes something there will hear of it
+        if not os.statvfs(pool.path).f_flag & os.ST_RDONLY:
+            return
+        for name in names:
+            if not os.path.islink(os.path.join(pool.path, name)):
+                raise explain(OSError(errno.EROFS, os.strerror(errno.EROFS)), f"change volume {name!r} of pool {pool.name!r}")
 
 
 def find_image(host: Host, pool: Pool, name: str) -> Image | None:

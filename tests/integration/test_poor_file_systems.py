@@ -5,7 +5,7 @@
 """Pools on file systems that can do less: each kind of work is done all the same, and done again is no change.
 
 ext3 reserves no space without writing; FUSE, like NFS, has no files without a name, no shared extents, and here no extended
-attributes and no change of owners.
+attributes and no change of owners. What is mounted read-only takes no change at all, and check mode knows.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from support.images import MIB, sh, used, wait_until
 from support.runs import finish_module, run_module
 
 POOR = ["ext3", "fuse"]
+AT_REST = [name for name, kind in KINDS.items() if not kind.runs]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,35 @@ def test_is_done(poor, masters, name):
     finally:
         if running is not None:
             running.destroy()
+
+
+@pytest.fixture
+def read_only(host, place):
+    """A pool on the first of them, and what makes its file system read-only until the test ends."""
+    mount = place / POOR[0]
+    pool = Pool(host, "read-only", mount / "read-only")
+    yield pool, lambda: sh("mount", "-o", "remount,ro", mount)
+    sh("mount", "-o", "remount,rw", mount)
+    for path in pool.path.iterdir():
+        path.unlink()
+    pool.forget()
+
+
+@pytest.mark.parametrize("name", AT_REST)
+def test_read_only_is_refused_in_check_mode_too(read_only, masters, name):
+    pool, make_read_only = read_only
+    kind = KINDS[name]
+    kind.lay_out(masters, pool.path)
+    pool.refresh()
+    before = {path.name: path.read_bytes() for path in pool.path.iterdir()}
+    make_read_only()
+    params = {"uri": pool.hypervisor.uri, "pool": pool.name, **kind.wish}
+    for check in (True, False):
+        result = run_module(kind.module, params, check=check)
+        assert result.get("failed") and result["reason"] == "unsupported", result
+        assert "Read-only file system" in result["msg"] and "mounted writable" in result["msg"], result
+        assert not result.get("changed")
+    assert {path.name: path.read_bytes() for path in pool.path.iterdir()} == before
 
 
 @pytest.mark.parametrize("preallocation", ["falloc", "full"])

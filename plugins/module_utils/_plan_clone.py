@@ -48,18 +48,8 @@ def plan_clone(
     *, name: str, pool: Pool, source: Source, wish: CloneWish, method: str, live: Attachment | None, stays: Sequence[str]
 ) -> VolumePlan:
     """How to make a clone that isn't there; ``stays`` names what of the source is not copied."""
-    image_format = wish.format or (source.format if pool.stores_files else "raw")
-    as_wish = Wish(
-        size=wish.size,
-        format=image_format,
-        preallocation=wish.preallocation or ("off" if pool.stores_files else None),
-        cluster_size=wish.cluster_size,
-    )
     refuse_rights_without_files(pool, wish.rights)
-    settle_format(as_wish, pool)
-    if wish.cluster_size is not None:
-        check_cluster_size(wish.cluster_size)
-    preallocation = settle_preallocation(as_wish, image_format=image_format, overlay=False, pool=pool)
+    as_wish, image_format, preallocation = _settle_wish(source, wish, pool)
     same_format = image_format == source.format == "qcow2"
     cluster_size = wish.cluster_size or (source.cluster_size if same_format else None)
     features = source.features if same_format else ()
@@ -68,6 +58,7 @@ def plan_clone(
     capacity = settle_capacity(
         as_wish, name=name, pool=pool, source=source, image_format=image_format, cluster_size=cluster_size
     )
+    can_verify = live is None or image_format != "raw"
     step = CopyImage(
         pool,
         name,
@@ -79,12 +70,12 @@ def plan_clone(
         wish.rights,
         method=method,
         features=features,
-        verify=wish.verify,
+        verify=wish.verify and can_verify,
         live=live,
     )
     made = predict(step)
     warnings = [f"The {what} of {source.label} are not copied." for what in stays]
-    if wish.verify and live is not None and image_format == "raw":
+    if wish.verify and not can_verify:
         warnings.append(
             f"Volume {name!r} is not verified: {source.label} moves on while it is copied, and a raw image has no structure of its own "
             "to check. Make the copy qcow2, or copy while the domain is off."
@@ -93,8 +84,11 @@ def plan_clone(
 
 
 def plan_existing_clone(*, volume: Volume, source: Source, wish: CloneWish, pool: Pool) -> VolumePlan:
-    """What to do with a destination that is there: nothing; it is never overwritten. Raises VolumeMismatch."""
-    image_format = wish.format or (source.format if pool.stores_files else "raw")
+    """What to do with a destination that is there: nothing; it is never overwritten.
+
+    Raises VolumeMismatch, and for options that no copy could have the same as plan_clone().
+    """
+    _as_wish, image_format, _preallocation = _settle_wish(source, wish, pool)
     there = f"Volume {volume.name!r} in pool {volume.pool!r} exists already"
     hint = "It was left as it is: choose another name, or delete it first."
     if volume.format != image_format:
@@ -113,3 +107,18 @@ def plan_existing_clone(*, volume: Volume, source: Source, wish: CloneWish, pool
             f"{there} as an overlay of {volume.backing.path!r}, not as an independent copy. {hint}", found=volume.backing.path
         )
     return keep(volume)
+
+
+def _settle_wish(source: Source, wish: CloneWish, pool: Pool) -> tuple[Wish, str, str]:
+    """The wish as one for a new volume, its format and preallocation; raises InvalidOption or Unsupported."""
+    image_format = wish.format or (source.format if pool.stores_files else "raw")
+    as_wish = Wish(
+        size=wish.size,
+        format=image_format,
+        preallocation=wish.preallocation or ("off" if pool.stores_files else None),
+        cluster_size=wish.cluster_size,
+    )
+    settle_format(as_wish, pool)
+    if wish.cluster_size is not None:
+        check_cluster_size(wish.cluster_size)
+    return as_wish, image_format, settle_preallocation(as_wish, image_format=image_format, overlay=False, pool=pool)

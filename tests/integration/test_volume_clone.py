@@ -380,6 +380,18 @@ def test_bad_wishes(kept, pool, reason, wish):
     kept(reason, **wish)
 
 
+@pytest.mark.parametrize("wish", [
+    {"format": "raw", "cluster_size": "64K"}, {"format": "raw", "preallocation": "metadata"}, {"cluster_size": "3K"},
+], ids=str)
+@pytest.mark.parametrize("there", [False, True], ids=["new", "there"])
+def test_options_that_no_copy_can_have(kept, pool, wish, there):
+    """They are wrong whether or not the copy is there already."""
+    make(pool / "a")
+    if there:
+        make(pool / "b", wish.get("format", "qcow2"))
+    kept("invalid_option", **wish)
+
+
 def test_source_pool_that_is_not_active(kept, make_pool):
     images = make_pool()
     make(images / "a")

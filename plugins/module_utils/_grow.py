@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 
 from . import _directory, _locks, _pool_tools, _staging
-from ._errors import Exchanged, InsufficientSpace, ShrinkRefused, ToolFailed
+from ._errors import Exchanged, InsufficientSpace, LibvirtError, ShrinkRefused, ToolFailed
 from ._image_header import read_header
 from ._inventory import Host
 from ._libvirt import Connection
@@ -128,10 +128,20 @@ def _grow_online(host: Host, step: Grow) -> None:
                         f"as {use.target} by now. Run again."
                     )
                 what = f"grow volume {step.name!r} of pool {step.pool.name!r} through {use.target} of the running domain {use.domain!r}"
-                connection.block_resize(domain_uuid=use.domain_uuid, target=use.target, capacity=step.capacity, what=what)
+                _resize_block(connection, step, use.domain_uuid, use.target, what)
         undo.pop_all()
     if os.path.isfile(step.path):
         _sync(step)  # QEMU leaves the new size to the next flush of its guest
+
+
+def _resize_block(connection: Connection, step: Grow, domain_uuid: str, target: str, what: str) -> None:
+    try:
+        connection.block_resize(domain_uuid=domain_uuid, target=target, capacity=step.capacity, what=what)
+    except LibvirtError:
+        size = connection.block_capacity(domain_uuid=domain_uuid, target=target)
+        if size > step.capacity:  # it became so after we looked, and libvirt was told not to shrink
+            raise _shrinks(step, size) from None
+        raise
 
 
 def _reserve(step: Grow, undo: contextlib.ExitStack) -> None:

@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import libvirt
@@ -22,7 +21,7 @@ from support.hypervisors import Pool, disk
 from support.images import MIB, blank, make, sh, used, wait_until, write
 from support.images import info as image_info
 from support.jobs import has_no_job, jobs, set_speed
-from support.runs import finish_module, run_module, start_module
+from support.runs import altered, finish_module, run_module, start_module
 
 RECORDS = 16000
 SPACING = 25  # sectors: the records spread over a disk, in its first 200 MiB
@@ -42,11 +41,18 @@ while [ $n -lt {RECORDS} ]; do
 done
 while :; do sleep 1; done
 """
-# The agent calls it before it freezes and after it has thawed.
+# The agent calls it before it freezes and after it has thawed; before, it does what a disk says.
 HOOK = """
 echo "hook $1" >/dev/ttyS0
-[ $1 = thaw ] || sleep "$(dd if=/dev/vde bs=512 count=1 iflag=direct 2>/dev/null | tr -d '\\0')"
+[ $1 = thaw ] || eval "$(dd if=/dev/vde bs=512 count=1 iflag=direct 2>/dev/null | tr -d '\\0')"
 """
+
+AS_USUAL = "sleep 0.5"
+
+
+def before_freezing(pool, command):
+    """Have the guest run this each time before it is frozen."""
+    (pool / "hook").write_bytes(command.encode().ljust(512, b"\0"))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +63,7 @@ def busy(hypervisor, place):
     sh("mke2fs", "-q", "-F", "-t", "ext4", pool / "files")
     blank(pool / "sectors", SECTORS, "raw")
     write(pool / "sectors", 0x77, length=SECTORS, fmt="raw")
-    (pool / "pause").write_bytes(b"0.5".ljust(512, b"\0"))
+    before_freezing(pool, AS_USUAL)
     yield pool
     pool.forget()
 
@@ -80,7 +86,7 @@ def guest(hypervisor, place, busy, idle):
         hypervisor, place / "guest", SCRIPT, disk(busy / "files", "raw", "vda"), disk(busy / "sectors", "raw", "vdb"),
         disk(idle / "blk.qcow2", "qcow2", "vdc"), disk(idle / "blk.raw", "raw", "vdd"),
         disk(idle / "scsi.qcow2", "qcow2", "sda"), disk(idle / "scsi.raw", "raw", "sdb"),
-        disk(busy / "pause", "raw", "vde"), hook=HOOK)
+        disk(busy / "hook", "raw", "vde"), hook=HOOK)
     for what in ("sdb ", "file ", "sector "):
         running.wait_for(f"\n{what}")
     wait_until(lambda: status(running) is not None, 20)
@@ -131,9 +137,7 @@ def sizes(hypervisor, guest, pool, name, target):
     )
 
 
-# The module as it is, but with this done to it.
-CHANGED = ("import runpy, sys; from ansible_collections.hypervisor.storage.plugins.module_utils import _errors, _libvirt, _live, _locks\n"
-           "{}\nsys.argv = sys.argv[-1:]; runpy.run_module(*sys.argv, run_name='__main__', alter_sys=True)")
+# What is done to a module that otherwise is as it is.
 BEGIN_FAILS = """
 def fail(self, *arguments):
     raise _errors.LibvirtError("libvirt is out of order")
@@ -145,7 +149,6 @@ def leave(self, *arguments):
 _libvirt.Connection.begin_backup = leave
 """
 NO_THAW = """
-import os
 mine, thaw = os.getpid(), _libvirt.Connection.thaw
 _libvirt.Connection.thaw = lambda self, uuid: os.getpid() != mine and thaw(self, uuid)
 """
@@ -161,7 +164,7 @@ def slow_copy(hypervisor, guest, busy, name):
     params = {"uri": hypervisor.uri, "source": "sectors", "source_pool": "busy", "pool": "busy", "name": name}
     for _attempt in range(12):  # before it is slowed down, the job may be over
         called = len(hooks(guest))
-        process = start_module("volume_clone", params, prefix=[sys.executable, "-c", CHANGED.format(SLOW)])
+        process = start_module("volume_clone", params, prefix=altered(SLOW))
         wait_until(lambda: hooks(guest)[called:] == ["freeze", "thaw"], 30)  # noqa: B023
         time.sleep(0.3)
         if any(job["status"] == "running" for job in jobs(guest.virt)):
@@ -294,7 +297,7 @@ def test_job_that_fails_while_the_guest_is_frozen(hypervisor, guest, busy, chang
     """It does not stay so: thawed by the module, or where that can't, by its guardian once it has given up."""
     params = {"uri": hypervisor.uri, "source": "files", "source_pool": "busy", "pool": "busy", "name": "failed"}
     called = hooks(guest)
-    result = finish_module(start_module("volume_clone", params, prefix=[sys.executable, "-c", CHANGED.format(change)]))
+    result = finish_module(start_module("volume_clone", params, prefix=altered(change)))
     assert result.get("reason") == reason and not result.get("changed"), result
     if change is BEGIN_FAILS:
         assert status(guest) == "thawed", "at once"
@@ -306,10 +309,47 @@ def test_job_that_fails_while_the_guest_is_frozen(hypervisor, guest, busy, chang
     assert has_no_job(guest.virt) and not (busy / "failed").exists() and not list(busy.path.glob(".hypervisor.storage-*"))
 
 
+# An agent that answers nothing while the guest is frozen, and a module that gives it a tenth of the time it has.
+AGENT_STOPS = "(sleep 1; kill -STOP $(pidof qemu-ga); sleep {}; kill -CONT $(pidof qemu-ga)) >/dev/null 2>&1 </dev/null &"
+THAWS_LATE = """
+_libvirt.AGENT_TIMEOUT = 1
+begin = _libvirt.Connection.begin_backup
+def begin_late(self, *arguments):
+    time.sleep(2)
+    return begin(self, *arguments)
+_libvirt.Connection.begin_backup = begin_late
+"""
+
+
+@pytest.mark.parametrize(("seconds", "reason"), [(4, None), (18, "tool_failed")], ids=["for a while", "for long"])
+def test_agent_that_stops_while_the_guest_is_frozen(hypervisor, guest, busy, seconds, reason):
+    """The thaw itself fails: it is tried again; and when the module gives up, its guardian goes on trying."""
+    params = {"uri": hypervisor.uri, "source": "files", "source_pool": "busy", "pool": "busy", "name": "stopped"}
+    called = hooks(guest)
+    before_freezing(busy, AGENT_STOPS.format(seconds))
+    try:
+        result = finish_module(start_module("volume_clone", params, prefix=altered(THAWS_LATE)))
+    finally:
+        before_freezing(busy, AS_USUAL)
+    assert result.get("reason") == reason, result
+    if reason:
+        assert "domfsthaw" in result["msg"] and not result.get("changed")
+        assert hooks(guest)[len(called):] == ["freeze"], "it is frozen still"
+        assert not (busy / "stopped").exists() and has_no_job(guest.virt)
+        wait_until(lambda: status(guest) == "thawed", 30)
+    else:
+        assert result["changed"] and result["consistency"] == "filesystem", result
+        assert "needs_recovery" not in sh("dumpe2fs", "-h", busy / "stopped")
+        (busy / "stopped").unlink()
+    assert status(guest) == "thawed" and hooks(guest)[len(called):][:2] == ["freeze", "thaw"]
+    guest.wait_for_more("file", 2)
+    assert not list(busy.path.glob(".hypervisor.storage-*"))
+
+
 def test_interrupted_while_the_guest_is_frozen(hypervisor, guest, busy):
     params = {"uri": hypervisor.uri, "source": "files", "source_pool": "busy", "pool": "busy", "name": "failed"}
     called = hooks(guest)
-    process = start_module("volume_clone", params, prefix=[sys.executable, "-c", CHANGED.format(LOST_WHILE_FROZEN)])
+    process = start_module("volume_clone", params, prefix=altered(LOST_WHILE_FROZEN))
     process.communicate(timeout=60)
     wait_until(lambda: status(guest) == "thawed" and hooks(guest)[len(called):] == ["freeze", "thaw"], 15)
     guest.wait_for_more("file", 2)
@@ -324,7 +364,7 @@ def test_block_job_in_the_way_of_a_frozen_guest(hypervisor, guest, busy, outside
     params = {"uri": hypervisor.uri, "source": "files", "source_pool": "busy", "pool": "busy", "name": "failed"}
     called = hooks(guest)
     try:
-        result = finish_module(start_module("volume_clone", params, prefix=[sys.executable, "-c", CHANGED.format(IMPATIENT)]))
+        result = finish_module(start_module("volume_clone", params, prefix=altered(IMPATIENT)))
         assert result.get("reason") == "locked" and "guest" in result["msg"], result
         assert status(guest) == "thawed"
         tries = hooks(guest)[len(called):]
@@ -338,10 +378,10 @@ def test_block_job_in_the_way_of_a_frozen_guest(hypervisor, guest, busy, outside
 def test_agent_that_is_too_slow(hypervisor, guest, busy):
     """It is not waited for; and when it freezes at last, long after the copy began, the guest does not stay so."""
     params = {"uri": hypervisor.uri, "source": "files", "source_pool": "busy", "pool": "busy", "name": "slow"}
-    (busy / "pause").write_bytes(b"14".ljust(512, b"\0"))
+    before_freezing(busy, "sleep 14")
     called = hooks(guest)
     result = run_module("volume_clone", params)
-    (busy / "pause").write_bytes(b"0.5".ljust(512, b"\0"))
+    before_freezing(busy, AS_USUAL)
     assert result.get("changed") and result["consistency"] == "crash", result
     wait_until(lambda: hooks(guest)[len(called):] == ["freeze", "thaw"], 30)
     wait_until(lambda: status(guest) == "thawed", 15)

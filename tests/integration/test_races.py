@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from support.faults import CONTENT, FULL, KINDS, ON_ITS_OWN, state_of
 from support.hypervisors import disk, domain_xml, guest_writes
 from support.images import MIB, blank, content, is_locked, make, overlay, sh, sha, wait_until
 from support.images import info as image_info
-from support.runs import finish_module, go_on, run_module, start_module
+from support.runs import altered, finish_module, go_on, run_module, start_module
 
 SIZE = len(CONTENT)
 
@@ -286,23 +285,16 @@ def test_pool_is_stopped_in_between(hypervisor, make_pool, masters):
 
 def impatient(**limits):
     """A prefix that runs a module as it is, but with less patience in ``_locks``."""
-    names = "; ".join(f"_locks.{name} = {value}" for name, value in limits.items())
-    code = ("import runpy, sys; from ansible_collections.hypervisor.storage.plugins.module_utils import _locks; "
-            f"{names}; sys.argv = sys.argv[-1:]; runpy.run_module(*sys.argv, run_name='__main__', alter_sys=True)")
-    return [sys.executable, "-c", code]
+    return altered("; ".join(f"_locks.{name} = {value}" for name, value in limits.items()))
 
 
 WHILE_THE_LOCK_IS_WAITED_FOR = """
-import os, runpy, sys
-from ansible_collections.hypervisor.storage.plugins.module_utils import _locks
 real, path = _locks._try_permissions, sys.argv[1]
 def after_the_other(*wanted, **kept):
     if os.path.exists(path):
         os.unlink(path)
     return real(*wanted, **kept)
 _locks._try_permissions = after_the_other
-sys.argv = sys.argv[-1:]
-runpy.run_module(*sys.argv, run_name="__main__", alter_sys=True)
 """
 
 
@@ -317,7 +309,7 @@ def test_a_volume_that_goes_while_its_lock_is_waited_for(hypervisor, pool, modul
     """Whoever deletes it holds it until it is gone; what can be locked then is a file without a name, which backs nothing."""
     make(pool / "base", size=MIB)
     process = start_module(module, {"uri": hypervisor.uri, "pool": pool.name, **params},
-                           prefix=[sys.executable, "-c", WHILE_THE_LOCK_IS_WAITED_FOR, str(pool / "base")])
+                           prefix=altered(WHILE_THE_LOCK_IS_WAITED_FOR, str(pool / "base")))
     result = finish_module(process)
     assert result.get("reason") == reason and not result.get("changed"), result
     assert os.listdir(pool.path) == []

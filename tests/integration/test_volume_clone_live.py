@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 
@@ -38,7 +37,7 @@ from support.images import (
     info as image_info,
 )
 from support.jobs import has_no_job, hold_job_of, set_speed
-from support.runs import finish_module, go_on, run_module, start_module
+from support.runs import altered, finish_module, go_on, run_module, start_module
 from support.spoiled import with_spoiled_copies
 
 ALL_DATA = sha(noise(2 * MIB) + bytes(2 * MIB))  # of an image of 4 MiB
@@ -393,11 +392,8 @@ def test_waits_no_longer_than_it_says(hypervisor, pool, domain, other_job):
     make(pool / "a")
     running = domain(disk(pool / "a"))
     other_job(running)
-    # The module as it is, but less patient.
-    impatient = ("import runpy, sys; from ansible_collections.hypervisor.storage.plugins.module_utils import _live; "
-                 "_live.JOB_TIMEOUT = 1; sys.argv = sys.argv[-1:]; runpy.run_module(*sys.argv, run_name='__main__', alter_sys=True)")
     params = {"uri": hypervisor.uri, "pool": pool.name, "source": "a", "name": "b"}
-    result = finish_module(start_module("volume_clone", params, prefix=[sys.executable, "-c", impatient]))
+    result = finish_module(start_module("volume_clone", params, prefix=altered("_live.JOB_TIMEOUT = 1")))
     assert result.get("reason") == "locked" and running.name() in result["msg"], result
     assert os.listdir(pool.path) == ["a"]
     assert running.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE, "the other job goes on"

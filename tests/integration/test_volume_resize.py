@@ -38,7 +38,7 @@ from support.images import (
 from support.images import (
     info as image_info,
 )
-from support.runs import finish_module, run_module, start_module
+from support.runs import altered, finish_module, run_module, start_module
 
 ALL_DATA = sha(noise(2 * MIB) + bytes(2 * MIB))  # of an image of 4 MiB
 
@@ -369,6 +369,28 @@ def test_online_equal_and_smaller(checked, kept, resize, pool, domain):
     assert not checked(does=resize, name="a", size="4M")["changed"]
     kept("shrink_refused", name="a", size="3M")
     assert running.blockInfo("vda")[0] == 4 * MIB
+
+
+# Somebody else grows the disk after the module looked for the last time.
+GROWN_AT_THE_LAST_MOMENT = """
+resize = _libvirt.Connection.block_resize
+def after_the_other(self, *, capacity, **which):
+    resize(self, capacity=2 * capacity, **which)
+    resize(self, capacity=capacity, **which)
+_libvirt.Connection.block_resize = after_the_other
+"""
+
+
+@pytest.mark.skipif(not hasattr(libvirt, "VIR_DOMAIN_BLOCK_RESIZE_EXTEND"), reason="only libvirt 12.3 and later can be told not to shrink")
+@pytest.mark.parametrize("fmt", ["qcow2", "raw"])
+def test_libvirt_itself_does_not_shrink(hypervisor, pool, domain, fmt):
+    path = make(pool / "a", fmt)
+    running = domain(disk(path, fmt))
+    params = {"uri": hypervisor.uri, "pool": pool.name, "name": "a", "size": "6M", "preallocation": "off"}
+    result = finish_module(start_module("volume_resize", params, prefix=altered(GROWN_AT_THE_LAST_MOMENT)))
+    assert result.get("reason") == "shrink_refused" and "a" in result["msg"], result
+    assert running.blockInfo("vda")[0] == 12 * MIB
+    assert digest(path, fmt, 4 * MIB) == ALL_DATA
 
 
 def test_paused_domain(grown, pool, domain):

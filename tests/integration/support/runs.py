@@ -73,6 +73,13 @@ def start_module(
             env=env or environment(), preexec_fn=_hear_interrupts)
 
 
+def altered(code: str, *arguments: str) -> list[str]:
+    """A prefix for start_module(): the module as it is, but after this code, which finds the arguments in ``sys.argv[1:]``."""
+    run = "import runpy\nsys.argv = sys.argv[-1:]\nrunpy.run_module(*sys.argv, run_name='__main__', alter_sys=True)"
+    names = "from ansible_collections.hypervisor.storage.plugins.module_utils import _errors, _libvirt, _live, _locks"
+    return [sys.executable, "-c", "\n".join(("import os, sys, time", names, code, run)), *arguments]
+
+
 @contextlib.contextmanager
 def _fed(module: str, params: dict[str, Any], *, check: bool, diff: bool) -> Iterator[IO[str]]:
     """What a module reads: its arguments, as Ansible hands them over."""

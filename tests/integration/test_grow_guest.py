@@ -85,7 +85,7 @@ def test_root_disk_of_a_running_guest(grow, guest, pool):
     wait_until(lambda: guest.last("root") > before + 200 * 1024)
     assert guest.said().count("\nready") == 1
     table = json.loads(sh("sfdisk", "--json", pool / "web1"))["partitiontable"]
-    assert table["partitions"][0]["size"] * 512 > 510 * MIB
+    assert table["partitions"][0]["size"] * 512 >= 510 * MIB
 
     again = grow()
     assert [again[key] for key in KEYS] == [False, False, False, False, []]
@@ -100,7 +100,7 @@ def test_partition_that_carries_lvm(grow, guest, pool):
     assert ("It carries data-all: for LVM, grow the physical volume with community.general.lvg (pvresize) and the logical volume with "
             "community.general.lvol (resizefs).") in result["said"]
     table = json.loads(sh("sfdisk", "--json", pool / "data1"))["partitiontable"]
-    assert table["partitions"][0]["size"] * 512 > 126 * MIB
+    assert table["partitions"][0]["size"] * 512 >= 126 * MIB
 
     again = grow(*wishes)
     assert [again[key] for key in KEYS] == [False, False, False, False, ["file system"]]

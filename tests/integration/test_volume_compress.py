@@ -131,7 +131,8 @@ def test_zeros_are_given_back(saved, pool, options):
     assert reclaimed == about(4 * MIB) or ("512" in options and reclaimed > 3.5 * MIB)
     assert (digest(path), path.stat().st_ino) == (before, inode) and sound(path)
     after = image_info(path)
-    assert {**after, "actual-size": 0} == {**facts, "actual-size": 0}
+    measured = dict.fromkeys(("actual-size", "children"))  # QEMU 8 and later tell of the file as a child, with its size
+    assert {**after, **measured} == {**facts, **measured}
 
 
 def test_written_a_moment_ago(compress, pool):

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from . import _directory, _locks, _staging, _without_files
 from ._copy import copy_image
+from ._describe import describe
 from ._errors import Exchanged, StorageError, Unsupported
 from ._grow import grow
 from ._inventory import Host
@@ -21,6 +22,7 @@ from ._plan_delete import refuse_harm
 from ._pinned import hold_source, pin_source
 from ._plan_image import qcow2_options
 from ._qemu_img import QemuImg
+from ._refresh import assert_refreshable, tell_libvirt
 from ._steps import CopyImage, CreateBlank, CreateOverlay, Delete, Facts, Grow, Plan, Rights, Source, Step
 
 #: An empty image up to this many bytes is made once per call and then written again for each name that wants the same.
@@ -48,7 +50,7 @@ class Worker:
             doomed = {step.name for step in steps if isinstance(step, Delete)}
             for pool in {step.pool.name: step.pool for step in steps if _is_to_be_told(step)}.values():
                 if pool.stores_files:
-                    self.host.assert_refreshable(pool, but=doomed)
+                    assert_refreshable(self.host, pool, but=doomed)
             with contextlib.ExitStack() as held:
                 self._hold_doomed(steps, held)
                 for batch in _batches(steps):
@@ -70,7 +72,7 @@ class Worker:
 
     def _tell_libvirt(self, pools: dict[str, Pool]) -> None:
         for pool in pools.values():
-            self.host.tell_libvirt(pool)
+            tell_libvirt(self.host, pool)
         self.host.forget()
 
     def _do(self, batch: Sequence[Step]) -> Iterator[tuple[Step, bool]]:
@@ -224,7 +226,7 @@ class Worker:
                 facts = Facts(loop_devices=loops, unread=self.host.unread(image.ident))
             else:
                 facts = self.host.facts(image)
-            refuse_harm(volume=self.host.describe(image), facts=facts, going=going)
+            refuse_harm(volume=describe(self.host, image), facts=facts, going=going)
             going.append((step.pool.name, step.name))
 
     def _delete(self, step: Delete) -> bool:

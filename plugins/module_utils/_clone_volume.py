@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import _plan_clone, _requests, _sources
+from ._describe import describe
 from ._errors import InvalidOption, VolumeInUse, VolumeNotFound
 from ._inventory import Host, Image
 from ._model import Attachment, Pool
@@ -58,7 +59,7 @@ class CloneTask(NamedVolumes):
             if found is not None:
                 plans.append(
                     _plan_clone.plan_existing_clone(
-                        volume=host.describe(found), source=_source_of(host, image), wish=self._wish, pool=pool
+                        volume=describe(host, found), source=_source_of(host, image), wish=self._wish, pool=pool
                     )
                 )
             else:

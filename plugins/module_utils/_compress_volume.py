@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from . import _clusters, _holes, _locks, _requests, _sources, _staging
+from ._describe import describe
 from ._directory import loop_devices_on
 from ._errors import Exchanged, InsufficientSpace, StorageError, ToolFailed, told_as_changed
 from ._image_header import ImageHeader, read_header
@@ -45,6 +46,7 @@ from ._pinned import pin_image
 from ._plan_image import empty_qcow2_bytes
 from ._plan_space import check_space
 from ._qemu_img import QemuImg
+from ._refresh import assert_refreshable, tell_libvirt
 from ._steps import Facts, Plan
 
 _CLUSTER_OVERHEAD = 24  # at most: L2 entry, its subclusters and a 64-bit reference count
@@ -87,7 +89,7 @@ class CompressTask(NamedVolumes):
                 image = image._replace(allocation=_settled_allocation(held, image))
                 gains, trim, why_not = self._search(image, held, why_not)
                 planned, step, saving = plan_compress(
-                    volume=host.describe(image),
+                    volume=describe(host, image),
                     pool=pool,
                     wish=self._wish,
                     trims=trim,
@@ -106,7 +108,7 @@ class CompressTask(NamedVolumes):
                     self._held.push(passing.pop_all())
         if work:
             assert_writable(pool, [step.name for step in work])
-            host.assert_refreshable(pool)
+            assert_refreshable(host, pool)
         if need:  # one at a time: each gives room back before the next
             names = [step.name for step in work if step.compression]
             check_space(
@@ -132,11 +134,11 @@ class CompressTask(NamedVolumes):
                     continue
                 done.append(step)
             told = True
-            host.tell_libvirt(pool)
+            tell_libvirt(host, pool)
         except StorageError as error:
             if done and not told:
                 with contextlib.suppress(StorageError):  # the first failure is the one to report
-                    host.tell_libvirt(pool)
+                    tell_libvirt(host, pool)
             names = [each.name for each in done]
             error.facts.setdefault("changed", bool(done))
             error.facts.setdefault("actions", [each.text for each in done])
@@ -161,7 +163,7 @@ class CompressTask(NamedVolumes):
     def _look(self, host: Host, pool: Pool, name: str) -> StorageError | None:
         """Refuse what can't be compressed; returns why it can't be trimmed."""
         image = need_image(host, pool, name)
-        volume = host.describe(image)
+        volume = describe(host, image)
         refuse_others(volume=volume, pool=pool)
         _sources.assert_no_way_out(host, image, _where(image))
         _sources.assert_readable(host, image, _where(image))
@@ -282,7 +284,7 @@ class CompressTask(NamedVolumes):
         image = need_image(host, step.pool, step.name)
         if image.ident != held.ident:
             raise Exchanged(f"Volume {step.name!r} in pool {step.pool.name!r} was exchanged meanwhile. Run again.")
-        volume = host.describe(image)
+        volume = describe(host, image)
         refuse_busy(
             volume=volume, facts=Facts(loop_devices=tuple(loop_devices_on(image.ident))), above=_uses_above(host, image)
         )

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import _plan_existing, _plan_image, _requests
+from ._describe import describe
 from ._inventory import Host, Image
 from ._model import Ident, Pool
 from ._named_volumes import NamedVolumes, assert_writable, find_image, take_steps
@@ -47,7 +48,7 @@ class VolumeTask(NamedVolumes):
                 plan_delete(
                     name=name,
                     pool=pool,
-                    volume=host.describe(image) if image is not None else None,
+                    volume=describe(host, image) if image is not None else None,
                     wipe=self._wipe,
                     facts=host.facts(image),
                     going=going,
@@ -56,7 +57,9 @@ class VolumeTask(NamedVolumes):
             going.append((pool.name, name))
         assert_writable(pool, [planned.name for planned in plans if planned.steps])
         if self._wipe and pool.stores_files and any(planned.steps for planned in plans):
-            host.assert_refreshable(pool, but=self.names)
+            from ._refresh import assert_refreshable
+
+            assert_refreshable(host, pool, but=self.names)
         return Plan(tuple(plans))
 
     def _decide_present(self, host: Host, pool: Pool, images: Mapping[str, Image | None]) -> Plan:
@@ -75,7 +78,7 @@ class VolumeTask(NamedVolumes):
             same = image.backing is not None and image.backing.ident == source_ident
             facts = host.facts(image) if wish.size is not None and wish.size > image.capacity else Facts()
             planned = _plan_existing.plan_existing(
-                volume=host.describe(image), wish=wish, pool=pool, same_backing=same, facts=facts
+                volume=describe(host, image), wish=wish, pool=pool, same_backing=same, facts=facts
             )
             if planned.steps:
                 from ._sources import assert_growable

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import _names, _requests
+from ._describe import describe
 from ._errors import InvalidOption, PoolInactive, Unsupported
 from ._inventory import NOT_AN_IMAGE, Host
 from ._model import Pool, Volume
@@ -44,7 +45,7 @@ def collect(params: Mapping[str, Any], host: Host) -> tuple[dict[str, Any], list
                 warnings.append(
                     f"Volume {image.name!r} of pool {pool.name!r} can't be read: {image.failure.strerror}. What it holds is not known."
                 )
-            volume = host.describe(image)
+            volume = describe(host, image)
             if params["status"] is None or volume.status == params["status"]:
                 volumes.append(volume)
     volumes.sort(key=lambda volume: (volume.pool, volume.name))

@@ -10,17 +10,16 @@ view is; for the others libvirt is asked.
 
 from __future__ import annotations
 
-import datetime
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import _chains, _directory, _domains, _formats, _locks, _xml
-from ._errors import ConnectionFailed, PoolInactive, ToolFailed, UnsafeImage, Unsupported
-from ._image_header import ImageHeader, SnapshotEntry, raw_header
+from ._errors import ConnectionFailed, PoolInactive, Unsupported
+from ._image_header import ImageHeader, raw_header
 from ._libvirt import Connection
-from ._model import MANAGED_POOL_TYPES, Attachment, Backing, Dependent, Ident, Pool, Snapshot, Volume
-from ._names import STAGING_PREFIX, volume_uuid
+from ._model import MANAGED_POOL_TYPES, Attachment, Dependent, Ident, Pool
+from ._names import STAGING_PREFIX
 
 _RBD_DEVICES = "/dev/rbd/"
 if TYPE_CHECKING:
@@ -335,6 +334,10 @@ class Host:
                 self._unlisted[pool.path] = error
         return self._scans[pool.path]
 
+    def look_again_at(self, pool: Pool) -> None:
+        """Forget what a pool's directory held."""
+        self._scans.pop(pool.path or "", None)
+
     def _image_of(self, facts: _directory.FileFacts, pool: Pool | None, *, in_bulk: bool = False) -> Image:
         header = facts.header or raw_header(facts.size)
         settled = self._settle(facts, pool, in_bulk=in_bulk)
@@ -546,125 +549,12 @@ class Host:
             return ()
         return [layer.ident for layer in self._reader.below(path, facts.header, facts.ident).layers]
 
-    # -- what modules return -----------------------------------------------------------------------
-
-    def describe(self, image: Image) -> Volume:
-        """The public description of a pool's volume."""
-        if image.pool is None:
-            raise ValueError(f"{image.path} lies in no pool")
-        return Volume(
-            name=image.name,
-            uuid=volume_uuid(image.pool.uuid, image.name),
-            key=image.key or image.path,
-            path=image.path,
-            pool=image.pool.name,
-            type=image.type,
-            format=image.format,
-            capacity=image.capacity,
-            allocation=image.allocation,
-            attachments=self.attachments(image),
-            backing=self._describe_backing(image),
-            dependents=self.dependents(image.ident),
-            snapshots=tuple(describe_snapshot(entry) for entry in image.header.snapshots),
-            encrypted=image.header.encryption is not None or image.format == "luks",
-            cluster_size=image.header.cluster_size,
-            compat=image.header.compat,
-        )
-
-    def _describe_backing(self, image: Image) -> Backing | None:
-        stored = image.header.backing_file
-        direct = image.backing
-        if direct is None:
-            if stored is None:
-                return None
-            return Backing(path=stored, format=image.header.backing_format, name=None, pool=None, chain=(stored,))
-        home = self.home(direct.ident)
-        return Backing(
-            path=direct.path,
-            format=image.header.backing_format or direct.format,
-            name=home[1] if home else None,
-            pool=home[0].name if home else None,
-            chain=tuple(layer.path for layer in image.chain.layers),
-        )
-
-    # -- libvirt's view ----------------------------------------------------------------------------
-
-    def assert_refreshable(self, pool: Pool, but: Collection[str] = ()) -> None:
-        """Refuse to let libvirt read a directory in which a header would make it hang; raises UnsafeImage or ToolFailed.
-
-        libvirt opens the backing file that a header names when it refreshes a pool. On a device, a pipe or a
-        file like /proc/kmsg that read never ends, and a restarted daemon hangs again. Where it can't read a header it stops the
-        pool, which then doesn't start again. ``but``: names that will be gone by then.
-        """
-        for facts in self.scan(pool):
-            if facts.name in but:
-                continue
-            if facts.stops_reading and facts.failure is not None:
-                raise ToolFailed(
-                    f"Volume {facts.name!r} in pool {pool.name!r} can't be read ({facts.failure.strerror}), which would make libvirt stop "
-                    f"the pool. Delete that volume or move it out of {pool.path!r}, then run again; nothing was changed.",
-                    volume=facts.name,
-                    path=facts.path,
-                    errno=facts.failure.errno,
-                )
-            if facts.is_link and _directory.is_pseudo(facts.path):
-                raise UnsafeImage(
-                    f"Volume {facts.name!r} in pool {pool.name!r} is a link to a file that the kernel makes up as it is read, which can "
-                    f"make libvirt hang or stop the pool. Delete that volume or move it out of {pool.path!r}, then run again; nothing "
-                    "was changed.",
-                    volume=facts.name,
-                    path=facts.path,
-                )
-            if _stops_a_refresh(facts):
-                raise UnsafeImage(
-                    f"The header of volume {facts.name!r} in pool {pool.name!r} is cut short, which would make libvirt stop the "
-                    f"pool. Delete that volume or move it out of {pool.path!r}, then run again; nothing was changed.",
-                    volume=facts.name,
-                    path=facts.path,
-                )
-            stored = facts.header.backing_file if facts.header is not None else None
-            reason = _chains.may_hang_a_reader(os.path.dirname(facts.path), stored) if stored else None
-            if reason is not None:
-                raise UnsafeImage(
-                    f"Volume {facts.name!r} in pool {pool.name!r} names a backing file that would make libvirt hang: "
-                    f"{reason}. Delete that volume or move it out of {pool.path!r}, then run again; nothing was changed.",
-                    volume=facts.name,
-                    path=facts.path,
-                )
-
-    def tell_libvirt(self, pool: Pool) -> None:
-        """Make libvirt's view of a pool agree with what we changed."""
-        self._scans.pop(pool.path or "", None)
-        if pool.stores_files:
-            self.assert_refreshable(pool)
-        self.connection.refresh(pool)
-        self.forget()
-
 
 def _count_names(image: Image) -> int:
     try:
         return 1 if image.is_link or image.type != "file" else os.lstat(image.path).st_nlink
     except OSError:  # gone meanwhile
         return 1
-
-
-def _stops_a_refresh(facts: _directory.FileFacts) -> bool:
-    """Whether libvirt's refresh would fail on a file: libvirt 9 reads features of qcow2 that must lie in 104 bytes."""
-    if facts.header is None or facts.header.format != "qcow2" or facts.kind != "file":
-        return False
-    return 8 <= facts.size < 104 and facts.header.compat != "0.10"
-
-
-def describe_snapshot(entry: SnapshotEntry) -> Snapshot:
-    """An internal snapshot in public terms."""
-    moment = datetime.datetime.fromtimestamp(entry.date_sec, datetime.timezone.utc)
-    return Snapshot(
-        name=entry.name,
-        id=entry.id,
-        date=moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        vm_state_size=entry.vm_state_size,
-        disk_size=entry.disk_size,
-    )
 
 
 def _is_text(name: str) -> bool:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _locks, _names, _requests
+from ._describe import describe
 from ._directory import identify, look_at
 from ._errors import ToolFailed, UnsafeImage, Unsupported, VolumeNotFound
 from ._inventory import NOT_AN_IMAGE, Host, Image
@@ -69,10 +70,11 @@ class NamedVolumes:
         if not any(planned.steps for planned in plans):
             return ()
         assert_writable(pool, [planned.name for planned in plans if planned.steps])
-        if pool.stores_files:
-            host.assert_refreshable(pool)
+        from ._refresh import assert_refreshable
         from ._space import SpaceCheck
 
+        if pool.stores_files:
+            assert_refreshable(host, pool)
         return SpaceCheck().check(host, pool, plans, overcommit=overcommit)
 
     def extra_result(self, plan: Plan) -> dict[str, Any]:
@@ -83,7 +85,7 @@ class NamedVolumes:
         """The volumes as they are now."""
         pool = host.pool(self.pool_name)
         images = [host.image(pool, name) for name in self.names]
-        return [host.describe(image) if image is not None else None for image in images]
+        return [describe(host, image) if image is not None else None for image in images]
 
     def _correct_libvirt(self, host: Host, pool: Pool) -> None:
         """A run that was killed after it published or removed a file could not tell libvirt: do it now.
@@ -94,8 +96,10 @@ class NamedVolumes:
             facts = look_at(os.path.join(pool.path or "", name))
             listed = facts is not None and facts.kind != "other"
             if listed != host.connection.knows_volume(pool, name):
+                from ._refresh import tell_libvirt
+
                 with contextlib.suppress(UnsafeImage, ToolFailed):
-                    host.tell_libvirt(pool)
+                    tell_libvirt(host, pool)
                 return
 
 

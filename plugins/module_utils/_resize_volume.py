@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ._describe import describe
 from ._inventory import Host
 from ._named_volumes import NamedVolumes, need_image, take_steps
 from ._plan_grow import plan_grow
@@ -34,7 +35,7 @@ class ResizeTask(NamedVolumes):
             image = need_image(host, pool, name)
             grows = self._size > image.capacity
             planned = plan_grow(
-                volume=host.describe(image),
+                volume=describe(host, image),
                 pool=pool,
                 size=self._size,
                 preallocation=self._preallocation,

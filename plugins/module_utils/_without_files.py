@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from . import _locks, _pool_tools, _xml
+from ._describe import describe
 from ._errors import LibvirtError, Locked, StorageError, Unsupported, VolumeInUse
 from ._inventory import Host
 from ._model import Pool
@@ -26,6 +27,7 @@ from ._names import STAGING_PREFIX
 from ._os_errors import explained
 from ._plan_delete import refuse_harm
 from ._qemu_img import QemuImg
+from ._refresh import tell_libvirt
 from ._steps import CopyImage, CreateBlank, Delete, Source
 
 _PARTIAL = STAGING_PREFIX + "partial-"
@@ -74,7 +76,7 @@ def copy(host: Host, step: CopyImage, qemu_img: QemuImg, *, source: Source) -> N
             )
         assert_source_stood_still(host, step)
         _rename(host, step.pool, made.name, step.name)
-    host.tell_libvirt(step.pool)
+    tell_libvirt(host, step.pool)
 
 
 def assert_source_stood_still(host: Host, step: CopyImage) -> None:
@@ -94,7 +96,7 @@ def delete(host: Host, step: Delete) -> None:
     hidden = _new_name(_DOOMED)
     with _locks.hold_names(step.pool.place, [hidden]):
         _rename(host, step.pool, step.name, hidden)
-        host.tell_libvirt(step.pool)
+        tell_libvirt(host, step.pool)
         _wipe(host, step.pool, hidden)
 
 
@@ -132,7 +134,7 @@ def _delete_named(host: Host, step: Delete) -> None:
         host.forget()
         image = host.image(step.pool, step.name)
         if image is not None:
-            refuse_harm(volume=host.describe(image), facts=host.facts(image))
+            refuse_harm(volume=describe(host, image), facts=host.facts(image))
         raise
 
 

@@ -35,7 +35,7 @@ LAYERS = {
     "gateways": (
         "_xml _libvirt _directory _locks _staging _chains _domains _landlock _qemu_img _libguestfs _pool_tools _rbd _clusters _holes"
     ),
-    "sight": "_inventory",
+    "sight": "_inventory _describe _refresh",
     "deeds": "_sources _pinned _space _live _copy _grow _without_files _apply",
     "use cases": (
         "_named_volumes _ensure_volume _resize_volume _clone_volume _compress_volume _find_volumes"
@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "words": {"words"},
     "decisions": {"words", "decisions"},
     "gateways": {"words", "gateways"},
-    "sight": {"words", "gateways"},
+    "sight": {"words", "gateways", "sight"},
     "deeds": {"words", "decisions", "gateways", "sight", "deeds"},
     "use cases": {"words", "decisions", "gateways", "sight", "deeds", "use cases"},
     "runner": {"words", "decisions", "gateways", "sight"},

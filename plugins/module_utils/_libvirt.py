@@ -319,8 +319,7 @@ class Connection:
             domain.agentSetResponseTimeout(AGENT_TIMEOUT, 0)
             domain.fsFreeze(None, 0)
         except libvirt.libvirtError as error:
-            late = error.get_error_code() == libvirt.VIR_ERR_AGENT_UNRESPONSIVE
-            return None if late and "not connected" not in error.get_error_message() else False
+            return False if _is_surely_not_frozen(error) else None
         return True
 
     def thaw(self, domain_uuid: str) -> bool:
@@ -447,6 +446,28 @@ def _can_be_said(text: str) -> bool:
 def _is_busy(error: Any) -> bool:
     """Whether a refresh failed only because jobs run in the pool (libvirt has no code of its own for it)."""
     return "asynchronous jobs running" in str(error.get_error_message())
+
+
+def _is_surely_not_frozen(error: Any) -> bool:
+    """Whether a freeze that failed so did not reach the agent, or was refused by it, which then undoes what it did.
+
+    Anything else may come late: that the agent is slow (an error of its own since libvirt 11), and that the daemon went meanwhile.
+    """
+    code, message = error.get_error_code(), error.get_error_message()
+    if code == libvirt.VIR_ERR_AGENT_UNRESPONSIVE:
+        return "not connected" in message
+    if code == libvirt.VIR_ERR_INTERNAL_ERROR:
+        return "unable to execute QEMU agent command" in message
+    return code in (
+        libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED,  # there is none
+        libvirt.VIR_ERR_OPERATION_UNSUPPORTED,
+        libvirt.VIR_ERR_NO_SUPPORT,
+        libvirt.VIR_ERR_OPERATION_INVALID,  # the domain does not run
+        libvirt.VIR_ERR_NO_DOMAIN,
+        libvirt.VIR_ERR_ACCESS_DENIED,
+        libvirt.VIR_ERR_OPERATION_DENIED,
+        getattr(libvirt, "VIR_ERR_AGENT_COMMAND_FAILED", None),
+    )
 
 
 def _as_ours(error: Any, what: str) -> StorageError:

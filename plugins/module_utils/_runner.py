@@ -56,6 +56,9 @@ class _Module(AnsibleModule):  # type: ignore[misc]  # ansible-core has no type 
         with contextlib.suppress(UnicodeEncodeError):  # halves of surrogate pairs
             super()._log_invocation()
 
+    def log(self, msg: str, log_args: dict[str, Any] | None = None) -> None:
+        super().log(msg.replace("\0", "\\0"), log_args)  # since Python 3.13 the system's log refuses it, and Ansible the run
+
     def fail_json(self, msg: str, **facts: Any) -> NoReturn:
         facts.setdefault("reason", "invalid_option")
         super().fail_json(msg=_clean(msg), **_clean(facts))

@@ -16,8 +16,8 @@ import libvirt
 import libvirt_qemu
 import pytest
 from support.faults import Tree
-from support.guests import Guest
-from support.hypervisors import Pool, disk
+from support.guests import BOOT_SECONDS, Guest
+from support.hypervisors import Hypervisor, Pool, disk
 from support.images import MIB, blank, make, sh, used, wait_until, write
 from support.images import info as image_info
 from support.jobs import has_no_job, jobs, set_speed
@@ -29,7 +29,12 @@ SECTORS = 1024 * MIB  # so large that a copy of it is met in its middle
 STEP = 1013  # shares no divisor with RECORDS: they come in no order in which a copy goes through the disk
 
 SCRIPT = f"""
-sizes() {{ for name in vdc vdd sda sdb; do echo "$name $(cat /sys/block/$name/size)"; done; }}
+sizes() {{
+    for name in vdc vdd; do echo "$name $(cat /sys/block/$name/size)"; done
+    for name in sda sdb; do  # which is which is the kernel's whim
+        lun=$(readlink -f /sys/block/$name/device); echo "lun${{lun##*:}} $(cat /sys/block/$name/size)"
+    done
+}}
 (while :; do new=$(sizes); [ "$new" = "$old" ] || {{ echo "$new"; old=$new; }}; sleep 0.2; done) &
 mount -t ext4 /dev/vda /mnt || echo "mount failed"
 (n=0; while :; do n=$((n+1)); echo "record $n" >>/mnt/log; sync; echo "file $n"; sleep 0.1; done) &
@@ -87,7 +92,7 @@ def guest(hypervisor, place, busy, idle):
         disk(idle / "blk.qcow2", "qcow2", "vdc"), disk(idle / "blk.raw", "raw", "vdd"),
         disk(idle / "scsi.qcow2", "qcow2", "sda"), disk(idle / "scsi.raw", "raw", "sdb"),
         disk(busy / "hook", "raw", "vde"), hook=HOOK)
-    for what in ("sdb ", "file ", "sector "):
+    for what in ("lun1 ", "file ", "sector "):
         running.wait_for(f"\n{what}")
     wait_until(lambda: status(running) is not None, 20)
     yield running
@@ -107,8 +112,9 @@ def hooks(guest):
     return re.findall("hook ([a-z]+)", guest.said())
 
 
-@pytest.mark.parametrize(("name", "seen"), [("blk.qcow2", "vdc"), ("blk.raw", "vdd"), ("scsi.qcow2", "sda"), ("scsi.raw", "sdb")])
-def test_guest_sees_its_disk_grow(hypervisor, checked, guest, idle, name, seen):
+@pytest.mark.parametrize(("name", "target", "seen"), [
+    ("blk.qcow2", "vdc", "vdc"), ("blk.raw", "vdd", "vdd"), ("scsi.qcow2", "sda", "lun0"), ("scsi.raw", "sdb", "lun1")])
+def test_guest_sees_its_disk_grow(hypervisor, checked, guest, idle, name, target, seen):
     assert guest.last(seen) * 512 == 4 * MIB
 
     def resize(check=False, diff=False, **params):
@@ -117,20 +123,20 @@ def test_guest_sees_its_disk_grow(hypervisor, checked, guest, idle, name, seen):
     result = checked(does=resize, name=name, size="9M")
     assert result["changed"] and "online" in result["actions"][0]
     wait_until(lambda: guest.last(seen) * 512 == 9 * MIB)
-    assert all(size == 9 * MIB for size in sizes(hypervisor, guest, idle, name, seen)), sizes(hypervisor, guest, idle, name, seen)
+    everybody = sizes(hypervisor, idle, name, target)
+    assert all(size == 9 * MIB for size in everybody), everybody
     assert result["volume"]["capacity"] == 9 * MIB
     if name.endswith("raw"):
         assert used(idle / name) >= 4 * MIB // 2 + 5 * MIB, "what was added is reserved"
 
 
-def sizes(hypervisor, guest, pool, name, target):
-    """The guest's, virsh domblkinfo's, the pool listing's (before anybody refreshes it) and qemu-img's view of a disk."""
+def sizes(hypervisor, pool, name, target):
+    """virsh domblkinfo's, the pool listing's (before anybody refreshes it) and qemu-img's view of a disk."""
     virsh = ["virsh", "-c", hypervisor.uri, "-q"]
     listed = re.search(r"Capacity: +(\S+ \S+)", sh(*virsh, "vol-info", name, "--pool", pool.name))[1]
     row = next(line for line in sh(*virsh, "vol-list", pool.name, "--details").splitlines() if line.split()[0] == name)
     assert listed in row, (listed, row)
     return (
-        guest.last(target) * 512,
         int(re.search(r"Capacity: +(\d+)", sh(*virsh, "domblkinfo", "guest", target))[1]),
         int(re.search(r"Capacity: +(\d+)", sh(*virsh, "vol-info", name, "--pool", pool.name, "--bytes"))[1]),
         image_info(pool / name, name.rpartition(".")[2])["virtual-size"],
@@ -386,3 +392,40 @@ def test_agent_that_is_too_slow(hypervisor, guest, busy):
     wait_until(lambda: hooks(guest)[len(called):] == ["freeze", "thaw"], 30)
     wait_until(lambda: status(guest) == "thawed", 15)
     guest.wait_for_more("file", 5)
+
+
+# The same disk alone, whose guest logs what it writes, as in the guest above.
+ALONE = """
+mount -t ext4 /dev/vda /mnt || echo "mount failed"
+n=0; while :; do n=$((n+1)); echo "record $n" >>/mnt/log; sync; echo "file $n"; sleep 0.1; done
+"""
+
+
+def test_libvirtd_dies_while_the_guest_is_being_frozen(place):
+    """The agent freezes it when libvirt has gone: who is left thaws it through the daemon that comes back."""
+    mortal = Hypervisor(place / "mortal-guest")
+    try:
+        pool = Pool(mortal, "alone", place / "alone")
+        pool.virt.setAutostart(1)
+        blank(pool / "files", 64 * MIB, "raw")
+        sh("mke2fs", "-q", "-F", "-t", "ext4", pool / "files")
+        before_freezing(pool, "sleep 3")
+        guest = Guest(mortal, place / "alone-guest", ALONE, disk(pool / "files", "raw", "vda"), disk(pool / "hook", "raw", "vde"),
+                      hook=HOOK.replace("/dev/vde", "/dev/vdb"))
+        guest.wait_for_more("file", 2, BOOT_SECONDS)
+        wait_until(lambda: status(guest) is not None, 20)
+        params = {"uri": mortal.uri, "source": "files", "source_pool": "alone", "pool": "alone", "name": "copy"}
+        process = start_module("volume_clone", params)
+        wait_until(lambda: hooks(guest) == ["freeze"])
+        os.kill(int((mortal.root / "libvirtd.pid").read_text()), signal.SIGKILL)
+        mortal.restart()
+        result = finish_module(process)
+        assert result.get("reason") == "connection_failed", result
+        wait_until(lambda: hooks(guest)[:2] == ["freeze", "thaw"], 30)
+        guest.wait_for_more("file", 5)
+        before_freezing(pool, AS_USUAL)
+        assert not (pool / "copy").exists()
+        wait_until(lambda: run_module("volume_clone", params).get("changed"), 30)
+        assert not list(pool.path.glob(".hypervisor.storage-*"))
+    finally:
+        mortal.stop()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import contextlib
 import os
 import signal
 import time
@@ -102,9 +103,11 @@ def test_power_cut(powered, masters, cut, name):
             began = tree.wait_for_work(powered.path)
             if seconds is not None:  # the first one tells how long it takes
                 time.sleep(moments(MOMENTS, seconds)[number])
-                os.kill(tree.process.pid, signal.SIGSTOP)
+                with contextlib.suppress(ProcessLookupError):  # it may be over by then
+                    os.kill(tree.process.pid, signal.SIGSTOP)
                 take()
-                os.kill(tree.process.pid, signal.SIGCONT)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(tree.process.pid, signal.SIGCONT)
                 look(kind.assert_nothing_lost)
             result = finish_module(tree.process)
             seconds = seconds or time.monotonic() - began

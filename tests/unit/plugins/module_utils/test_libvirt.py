@@ -46,6 +46,39 @@ class Disk:
         self.asked.append((target, size, flags))
 
 
+class Agent:
+    """A connection to a libvirt with one domain, whose agent's freeze fails like this."""
+
+    def __init__(self, code: int, said: str) -> None:
+        self._failure = libvirt.libvirtError(said)
+        self._failure.err = (code, libvirt.VIR_FROM_QEMU, said, libvirt.VIR_ERR_ERROR, None, None, None, 0, 0)
+
+    def lookupByUUIDString(self, uuid: str) -> Agent:
+        return self
+
+    def agentSetResponseTimeout(self, seconds: int, flags: int) -> None:
+        pass
+
+    def fsFreeze(self, mountpoints: None, flags: int) -> None:
+        raise self._failure
+
+
+@pytest.mark.parametrize(("code", "said", "frozen"), [
+    (86, "Guest agent is not responding: QEMU guest agent is not connected", False),
+    (86, "Guest agent is not responding: Guest agent not available for now", None),  # libvirt 9
+    (112, "guest agent command timed out: guest agent didn't respond to command within '5' seconds", None),  # libvirt 11
+    (113, "guest agent command failed: unable to execute QEMU agent command 'guest-fsfreeze-freeze'", False),
+    (1, "internal error: unable to execute QEMU agent command 'guest-fsfreeze-freeze': it has been disabled", False),
+    (74, "argument unsupported: QEMU guest agent is not configured", False),
+    (1, "internal error: client socket is closed", None),
+    (38, "Cannot recv data: Connection reset by peer", None),
+])
+def test_a_freeze_that_may_still_come(monkeypatch: pytest.MonkeyPatch, code: int, said: str, frozen: bool | None) -> None:
+    """The codes are libvirt's (virterror.h): what is not surely no freeze is thawed when it comes."""
+    monkeypatch.setattr(libvirt, "VIR_ERR_AGENT_COMMAND_FAILED", 113, raising=False)
+    assert Connection(Agent(code, said), "qemu:///system").freeze("0000-1") is frozen
+
+
 @pytest.mark.parametrize("extend", [None, 1 << 2])
 def test_a_disk_only_grows_where_libvirt_can_see_to_that(monkeypatch: pytest.MonkeyPatch, extend: int | None) -> None:
     """In bytes, since without that flag they are KiB; since 12.3 libvirt takes the wish that nothing shrinks."""

@@ -11,6 +11,7 @@ import pytest
 from support.hypervisors import disk, guest_writes, snapshot_outside
 from support.images import MIB, digest, file_sha, make, overlay, sh, take_snapshot, wait_until, write
 from support.images import info as image_info
+from support.runs import run_play
 
 
 @pytest.fixture
@@ -250,3 +251,25 @@ def test_restored_copy_that_does_not_fit(refused, make_pool, small):
         snapshot_pool=images.name,
         pool=small.name,
     )
+
+
+def test_role_restores_what_an_external_snapshot_froze(hypervisor, pool, domain):
+    """While the domain goes on in the layer above; a name that is no snapshot's is answered with those there are."""
+    path = make(pool / "web1")
+    running, frozen = domain(disk(path)), digest(path)
+    snapshot_outside(running, "before-update", pool / "web1.layer")
+    guest_writes(running, 0x42)
+    common = {"uri": hypervisor.uri, "pool": pool.name, "volume": "web1", "name": "restored"}
+
+    def restore(snapshot):
+        wish = {f"restore_from_snapshot_{name}": value for name, value in {**common, "snapshot": snapshot}.items()}
+        return [{"block": [{"ansible.builtin.include_role": {"name": "hypervisor.storage.restore_from_snapshot"}, "vars": wish}],
+                 "rescue": [{"ansible.builtin.meta": "noop"}]},
+                {"ansible.builtin.debug": {"var": "restore_from_snapshot_result"}, "register": f"of_{len(snapshot)}"}]
+
+    told = run_play(restore("wrong") + restore("before-update"))
+    refused, result = (told[name]["restore_from_snapshot_result"] for name in ("of_5", "of_13"))
+    assert refused["reason"] == "snapshot_not_found" and "before-update" in refused["msg"] + str(refused["snapshots"]), refused
+    assert result["restored"] and not result.get("failed") and result["volume"]["name"] == "restored", result
+    assert digest(pool / "restored") == frozen and image_info(pool / "restored").get("backing-filename") is None
+    assert digest(pool / "web1.layer") != frozen, "the domain's disk is as it was"

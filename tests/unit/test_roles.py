@@ -185,3 +185,10 @@ def test_playbook_of_the_same_name(role: str) -> None:
 def test_scenario_of_the_same_name(role: str) -> None:
     for name in ("molecule.yml", "converge.yml", "verify.yml"):
         assert (REPO / "extensions" / "molecule" / role / name).is_file()
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_play_that_ignores_errors_does_not_have_the_role_go_on(role: str) -> None:
+    """Or old backups would go without a new one, and volumes without their backup."""
+    (work,) = [entry for entry in load(REPO / "roles" / role / "tasks" / "main.yml") if "rescue" in entry]
+    assert (work.get("ignore_errors"), work.get("ignore_unreachable")) == (False, False)

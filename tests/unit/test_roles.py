@@ -192,3 +192,10 @@ def test_a_play_that_ignores_errors_does_not_have_the_role_go_on(role: str) -> N
     """Or old backups would go without a new one, and volumes without their backup."""
     (work,) = [entry for entry in load(REPO / "roles" / role / "tasks" / "main.yml") if "rescue" in entry]
     assert (work.get("ignore_errors"), work.get("ignore_unreachable")) == (False, False)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_modules_are_told_the_pool_whatever_the_play_has_as_their_default(role: str) -> None:
+    for task in tasks_of(role):
+        for module in (name for name in task if name.startswith("hypervisor.storage.")):
+            assert "pool" in task[module], task["name"]

@@ -15,6 +15,10 @@ REPO = Path(__file__).resolve().parents[2]
 ROLES = sorted(path.name for path in (REPO / "roles").iterdir())
 
 
+#: Groups that own files, not groups of hosts.
+OF_FILES = {(role, f"{role}_group") for role in ("provision_from_template", "restore_from_snapshot")}
+
+
 def load(path):
     return yaml.safe_load((REPO / path).read_text(encoding="utf-8"))
 
@@ -65,6 +69,14 @@ def test_survey_is_the_roles_own_variables(role):
     for name, question in asked.items():
         said = {key: question[key] for key in ("type", "required", "choices", "default") if key in question}
         assert said == as_question(options(role)[name]), name
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_an_empty_field_takes_no_protection_away(role):
+    """AWX passes what a form shows as extra variables, which win over the inventory's."""
+    for name in (f"{role}_group", f"{role}_prefix", f"{role}_uri"):
+        if "default" in options(role).get(name, {}) and (role, name) not in OF_FILES:
+            assert name in definition(role)["not_asked"]
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -407,13 +407,15 @@ def _domain_facts(handle: Any, with_snapshots: set[str], saved: set[str]) -> Dom
     persistent = handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if handle.isPersistent() else None
     state = handle.state(0)[0]
     snapshots = handle.listAllSnapshots(0) if uuid in with_snapshots else ()
+    # A snapshot that vanishes meanwhile is no reason to take its domain for vanished.
+    described = [_unless_gone(lambda each: each.getXMLDesc(0), snapshot) for snapshot in snapshots]
     return DomainFacts(
         name=handle.name(),
         uuid=uuid,
         state=_STATES[state] if state < len(_STATES) else "unknown",
         live_xml=live,
         persistent_xml=persistent,
-        snapshot_xml=tuple(snapshot.getXMLDesc(0) for snapshot in snapshots),
+        snapshot_xml=tuple(document for document in described if document is not None),
         saved_xml=handle.managedSaveGetXMLDesc(0) if uuid in saved else None,
     )
 

@@ -16,6 +16,13 @@ from ansible_collections.hypervisor.storage.plugins.module_utils._errors import 
 from ansible_collections.hypervisor.storage.plugins.module_utils._libvirt import Connection  # noqa: E402
 
 
+def failure(code: int, said: str) -> libvirt.libvirtError:
+    """What libvirt's binding raises for an error of this code."""
+    error = libvirt.libvirtError(said)
+    error.err = (code, libvirt.VIR_FROM_QEMU, said, libvirt.VIR_ERR_ERROR, None, None, None, 0, 0)
+    return error
+
+
 class Handle:
     """A connection to a libvirt with one domain, which has this job or says this when it is asked."""
 
@@ -27,9 +34,7 @@ class Handle:
 
     def jobInfo(self) -> list[int]:
         if self._said:
-            error = libvirt.libvirtError(self._said)
-            error.err = (self._code, libvirt.VIR_FROM_QEMU, self._said, libvirt.VIR_ERR_ERROR, None, None, None, 0, 0)
-            raise error
+            raise failure(self._code, self._said)
         return [self._job, 0]
 
 
@@ -50,8 +55,7 @@ class Agent:
     """A connection to a libvirt with one domain, whose agent's freeze fails like this."""
 
     def __init__(self, code: int, said: str) -> None:
-        self._failure = libvirt.libvirtError(said)
-        self._failure.err = (code, libvirt.VIR_FROM_QEMU, said, libvirt.VIR_ERR_ERROR, None, None, None, 0, 0)
+        self._failure = failure(code, said)
 
     def lookupByUUIDString(self, uuid: str) -> Agent:
         return self
@@ -89,6 +93,57 @@ def test_a_disk_only_grows_where_libvirt_can_see_to_that(monkeypatch: pytest.Mon
     disk = Disk()
     Connection(disk, "qemu:///system").block_resize(domain_uuid="0000-1", target="vda", capacity=512, what="grow it")
     assert disk.asked == [("vda", 512, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES | (extend or 0))]
+
+
+class Gone:
+    """A snapshot that is deleted right after it was listed."""
+
+    def getXMLDesc(self, flags: int) -> str:
+        raise failure(libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT, "Domain snapshot not found")
+
+
+class Snapshotted:
+    """A connection to a libvirt, and its one domain, which is shut off and has these snapshots."""
+
+    def __init__(self, *snapshots: Any) -> None:
+        self._snapshots = snapshots
+
+    def listAllDomains(self, kind: int) -> list[Snapshotted]:
+        return [] if kind == libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE else [self]
+
+    def listAllSnapshots(self, flags: int) -> tuple[Any, ...]:
+        return self._snapshots
+
+    def UUIDString(self) -> str:
+        return "0000-1"
+
+    def name(self) -> str:
+        return "vm1"
+
+    def isActive(self) -> int:
+        return 0
+
+    def isPersistent(self) -> int:
+        return 1
+
+    def state(self, flags: int) -> list[int]:
+        return [libvirt.VIR_DOMAIN_SHUTOFF, 0]
+
+    def XMLDesc(self, flags: int) -> str:
+        return "<domain/>"
+
+
+class Kept:
+    """A snapshot that stays."""
+
+    def getXMLDesc(self, flags: int) -> str:
+        return "<domainsnapshot/>"
+
+
+def test_a_domain_stays_known_when_one_of_its_snapshots_vanishes() -> None:
+    """Its disks would be nobody's, and free to be deleted."""
+    (facts,) = Connection(Snapshotted(Gone(), Kept()), "qemu:///system").domains()
+    assert (facts.name, facts.persistent_xml, facts.snapshot_xml) == ("vm1", "<domain/>", ("<domainsnapshot/>",))
 
 
 def ask(handle: Any) -> bool:

@@ -32,6 +32,8 @@ BUSY_TIMEOUT = 60.0
 CONNECT_TIMEOUT = 10.0
 #: How long a guest agent may take to answer, in seconds.
 AGENT_TIMEOUT = 5
+#: What libvirt gives it unless told otherwise, which it remembers as long as the domain runs: all the time that it needs.
+_AGENT_DEFAULT = -2  # VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK
 
 Answer = TypeVar("Answer")
 _JOBS = {1: "pull", 2: "copy", 3: "commit", 4: "commit", 5: "backup"}  # virDomainBlockJobType
@@ -319,7 +321,11 @@ class Connection:
             domain.agentSetResponseTimeout(AGENT_TIMEOUT, 0)
             domain.fsFreeze(None, 0)
         except libvirt.libvirtError as error:
-            return False if _is_surely_not_frozen(error) else None
+            if not _is_surely_not_frozen(error):
+                return None
+            with contextlib.suppress(libvirt.libvirtError):  # there is nothing to thaw, after which it would be set back
+                self._handle.lookupByUUIDString(domain_uuid).agentSetResponseTimeout(_AGENT_DEFAULT, 0)
+            return False
         return True
 
     def thaw(self, domain_uuid: str) -> bool:
@@ -328,7 +334,7 @@ class Connection:
             domain = self._handle.lookupByUUIDString(domain_uuid)
             domain.agentSetResponseTimeout(AGENT_TIMEOUT, 0)
             domain.fsThaw(None, 0)
-            domain.agentSetResponseTimeout(libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, 0)  # libvirt's default
+            domain.agentSetResponseTimeout(_AGENT_DEFAULT, 0)
         except libvirt.libvirtError:
             return False
         return True

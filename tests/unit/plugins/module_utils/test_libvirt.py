@@ -56,12 +56,13 @@ class Agent:
 
     def __init__(self, code: int, said: str) -> None:
         self._failure = failure(code, said)
+        self.timeouts: list[int] = []
 
     def lookupByUUIDString(self, uuid: str) -> Agent:
         return self
 
     def agentSetResponseTimeout(self, seconds: int, flags: int) -> None:
-        pass
+        self.timeouts.append(seconds)
 
     def fsFreeze(self, mountpoints: None, flags: int) -> None:
         raise self._failure
@@ -81,6 +82,13 @@ def test_a_freeze_that_may_still_come(monkeypatch: pytest.MonkeyPatch, code: int
     """The codes are libvirt's (virterror.h): what is not surely no freeze is thawed when it comes."""
     monkeypatch.setattr(libvirt, "VIR_ERR_AGENT_COMMAND_FAILED", 113, raising=False)
     assert Connection(Agent(code, said), "qemu:///system").freeze("0000-1") is frozen
+
+
+def test_an_agent_that_did_not_freeze_has_all_the_time_again() -> None:
+    """libvirt remembers the time for all who ask the agent later, also while none is there."""
+    agent = Agent(86, "Guest agent is not responding: QEMU guest agent is not connected")
+    assert Connection(agent, "qemu:///system").freeze("0000-1") is False
+    assert agent.timeouts == [5, libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK]
 
 
 @pytest.mark.parametrize("extend", [None, 1 << 2])

@@ -146,7 +146,7 @@ class Connection:
         """What libvirt knows of a volume now (no refresh), or ``None``."""
 
         def describe(handle: Any) -> _xml.VolumeDef:
-            return _xml.parse_volume(handle.storageVolLookupByName(name).XMLDesc(0))
+            return _volume_def(handle.storageVolLookupByName(name))
 
         with _translate(f"look up volume {name!r} in pool {pool.name!r}"):
             return _unless_gone(describe, self._pools[pool.uuid])
@@ -160,7 +160,7 @@ class Connection:
         """What libvirt knows of all volumes of a pool now; those that vanish meanwhile are left out."""
         with _translate(f"list the volumes of pool {pool.name!r}"):
             handles = self._pools[pool.uuid].listAllVolumes(0)
-            found = [_unless_gone(lambda each: _xml.parse_volume(each.XMLDesc(0)), handle) for handle in handles]
+            found = [_unless_gone(_volume_def, handle) for handle in handles]
         return [definition for definition in found if definition is not None]
 
     def create_volume(self, pool: Pool, document: str) -> None:
@@ -404,6 +404,15 @@ def _without_password(uri: str) -> str:
         return uri
     user, _sep, host = parts.netloc.rpartition("@")
     return parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}").geturl()
+
+
+def _volume_def(handle: Any) -> _xml.VolumeDef:
+    """What libvirt knows of a volume; it repeats what an image names as its backing file, and that may be any bytes."""
+    try:
+        document = handle.XMLDesc(0)
+    except UnicodeDecodeError as error:  # from libvirt's binding
+        document = error.object.decode("utf-8", "replace")
+    return _xml.parse_volume(document)
 
 
 def _domain_facts(handle: Any, with_snapshots: set[str], saved: set[str]) -> DomainFacts:

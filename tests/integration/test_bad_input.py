@@ -375,6 +375,15 @@ def test_unreadable_images(refused, volume, info, pool, body, seen_as):
     assert volume(name="a", size="1M")["changed"], "one bad file does not stop other work in the pool"
 
 
+def test_backing_file_named_in_bytes_that_are_no_text(volume, info, pool):
+    """libvirt repeats them in its description of the volume."""
+    blank(pool / "bad")
+    subprocess.run(["qemu-img", "rebase", "-u", "-b", b"/nowhere/b\xbf", "-F", "raw", "-f", "qcow2", pool / "bad"], check=True)
+    pool.refresh()
+    assert [seen["name"] for seen in info(pool=[pool.name])["volumes"]] == ["bad"]
+    assert volume(name="bad", state="absent")["changed"]
+
+
 @pytest.fixture
 def failing(place, tmp_path):
     """A hypervisor that sees a file system, and a file there that opens, but gives an input/output error when it is read."""

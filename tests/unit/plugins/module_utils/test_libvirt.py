@@ -14,6 +14,7 @@ libvirt = pytest.importorskip("libvirt")
 
 from ansible_collections.hypervisor.storage.plugins.module_utils._errors import ConnectionFailed, LibvirtError, StorageError  # noqa: E402
 from ansible_collections.hypervisor.storage.plugins.module_utils._libvirt import Connection  # noqa: E402
+from ansible_collections.hypervisor.storage.plugins.module_utils._model import Pool  # noqa: E402
 
 
 def failure(code: int, said: str) -> libvirt.libvirtError:
@@ -101,6 +102,28 @@ def test_a_disk_only_grows_where_libvirt_can_see_to_that(monkeypatch: pytest.Mon
     disk = Disk()
     Connection(disk, "qemu:///system").block_resize(domain_uuid="0000-1", target="vda", capacity=512, what="grow it")
     assert disk.asked == [("vda", 512, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES | (extend or 0))]
+
+
+class Volume:
+    """A pool with one volume, whose header names a backing file that isn't UTF-8."""
+
+    def storageVolLookupByName(self, name: str) -> Volume:
+        return self
+
+    def listAllVolumes(self, flags: int) -> list[Volume]:
+        return [self]
+
+    def XMLDesc(self, flags: int) -> str:
+        named = b"<volume><name>top</name><target><format type='qcow2'/></target><backingStore><path>/pool/b\xbf</path></backingStore></volume>"
+        return named.decode("utf-8")  # as libvirt's binding does
+
+
+def test_a_volume_may_name_any_bytes_as_its_backing_file() -> None:
+    connection, pool = Connection(None, "qemu:///system"), Pool("pool", "0000-2", "dir", "/pool", True, 0, 0, 0)
+    connection._pools[pool.uuid] = Volume()
+    definition = connection.volume(pool, "top")
+    assert definition is not None and (definition.format, definition.backing_path) == ("qcow2", "/pool/b\ufffd")
+    assert connection.volumes(pool) == [definition]
 
 
 class Gone:

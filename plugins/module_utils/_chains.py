@@ -34,10 +34,14 @@ class Layer(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """The layers from the direct backing to the base; ``trouble`` says why the walk had to stop, if it had to."""
+    """The layers from the direct backing to the base; ``trouble`` says why the walk had to stop, if it had to.
+
+    ``data``: files in which the image or a layer keeps its data. They are never read through, but needed all the same.
+    """
 
     layers: tuple[Layer, ...] = ()
     trouble: str | None = None
+    data: tuple[Ident, ...] = ()
 
 
 class ChainReader:
@@ -56,29 +60,32 @@ class ChainReader:
 
     def _walk(self, path: str, header: ImageHeader, ident: Ident | None) -> Chain:
         layers: list[Layer] = []
+        data: list[Ident] = []
         trouble: str | None = None  # the first; the walk goes on where it can, so that a damaged overlay's base is known
         visited = {ident if ident is not None else _directory.identify_loosely(path)}
         while True:
             trouble = trouble or _trouble_with(path, header)
+            if header.data_file and not _PROTOCOL.match(header.data_file):
+                data.append(_directory.identify_loosely(_join(os.path.dirname(path), header.data_file)))
             if header.backing_file is None:
-                return Chain(tuple(layers), trouble)
+                return Chain(tuple(layers), trouble, tuple(data))
             stored, stated = header.backing_file, header.backing_format
             if _PROTOCOL.match(stored):
-                return Chain(tuple(layers), trouble or f"{path!r} names a backing file by protocol ({stored!r})")
+                return Chain(tuple(layers), trouble or f"{path!r} names a backing file by protocol ({stored!r})", tuple(data))
             path = _join(os.path.dirname(path), stored)
             facts = self._look(path, stated == "raw")
             if facts is None:
                 layers.append(Layer(path, ("path", path, ""), stated))
-                return Chain(tuple(layers), trouble or f"the backing file {path!r} is not there")
+                return Chain(tuple(layers), trouble or f"the backing file {path!r} is not there", tuple(data))
             if facts.ident in visited:
-                return Chain(tuple(layers), trouble or f"the backing chain runs in a circle: it comes back to {path!r}")
+                return Chain(tuple(layers), trouble or f"the backing chain runs in a circle: it comes back to {path!r}", tuple(data))
             visited.add(facts.ident)
             layers.append(Layer(path, facts.ident, facts.header.format if facts.header is not None else stated))
             trouble = trouble or _trouble_of(facts, stated)
             if facts.header is None:
-                return Chain(tuple(layers), trouble or f"the backing file {path!r} can't be read")
+                return Chain(tuple(layers), trouble or f"the backing file {path!r} can't be read", tuple(data))
             if len(layers) > MAX_DEPTH:
-                return Chain(tuple(layers), trouble or f"the backing chain has more than {MAX_DEPTH} layers")
+                return Chain(tuple(layers), trouble or f"the backing chain has more than {MAX_DEPTH} layers", tuple(data))
             header = facts.header
 
     def looked(self) -> Iterator[tuple[str, Ident]]:

@@ -498,7 +498,7 @@ class Host:
                 overlays = [
                     (facts.ident, facts.name, facts.path, self._chain_of(facts))
                     for facts in self.scan(pool)
-                    if facts.header is not None and facts.header.backing_file is not None and _is_text(facts.name)
+                    if facts.header is not None and _leads_on(facts.header) and _is_text(facts.name)
                 ]
             else:
                 overlays = [(i.ident, i.name, i.path, i.chain) for i in self.images(pool) if i.chain.layers]
@@ -506,6 +506,8 @@ class Host:
                 self._unread.append((None, f"the directory {pool.path!r} of pool {pool.name!r}: {self._unlisted[pool.path].strerror}"))
             for ident, name, path, chain in overlays:
                 above: tuple[Ident, Dependent | None] = (ident, Dependent(pool.name, name, path))
+                for data in chain.data:
+                    children.setdefault(data, set()).add(above)
                 for layer in chain.layers:
                     children.setdefault(layer.ident, set()).add(above)
                     above = (layer.ident, None)
@@ -547,7 +549,8 @@ class Host:
         facts = _directory.look_at(path)
         if facts is None or facts.header is None:
             return ()
-        return [layer.ident for layer in self._reader.below(path, facts.header, facts.ident).layers]
+        chain = self._reader.below(path, facts.header, facts.ident)
+        return [*(layer.ident for layer in chain.layers), *chain.data]
 
 
 def _count_names(image: Image) -> int:
@@ -555,6 +558,11 @@ def _count_names(image: Image) -> int:
         return 1 if image.is_link or image.type != "file" else os.lstat(image.path).st_nlink
     except OSError:  # gone meanwhile
         return 1
+
+
+def _leads_on(header: ImageHeader) -> bool:
+    """Whether an image needs another file."""
+    return header.backing_file is not None or header.data_file is not None
 
 
 def _is_text(name: str) -> bool:

@@ -49,7 +49,7 @@ def refuse_harm(*, volume: Volume, facts: Facts, going: Collection[tuple[str, st
     staying = [d for d in volume.dependents if (d.pool, d.name) not in going]
     if staying:
         raise VolumeHasDependents(
-            f"Cannot delete {where}: {_names_of(staying)} {'needs' if len(staying) == 1 else 'need'} it as a backing file. "
+            f"Cannot delete {where}: {_names_of(staying)} {'needs' if len(staying) == 1 else 'need'} it as a backing or data file. "
             "Delete what depends on it first (in one list of names, put it last), or flatten that.",
             dependents=[d.to_result() for d in staying],
         )

@@ -274,7 +274,7 @@ attachments:
   type: list
   elements: dict
 dependents:
-  description: The volumes that need this one as a backing file, each as in RV(volumes[].dependents).
+  description: The volumes that need this one as a backing or data file, each as in RV(volumes[].dependents).
   returned: failure because the volume has dependents
   type: list
   elements: dict

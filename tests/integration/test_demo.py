@@ -26,7 +26,7 @@ SHOWN = [
     "The second run of all 4 tasks changed nothing.",
     "The restored volume reads exactly as the database did before the update",
     "on top of golden, used by the domain storage-demo-web",
-    "Cannot delete volume 'golden' of pool 'storage-demo': storage-demo/web1, storage-demo/web2 need it as a backing file.",
+    "Cannot delete volume 'golden' of pool 'storage-demo': storage-demo/web1, storage-demo/web2 need it as a backing or data file.",
     "Cannot delete volume 'web1' of pool 'storage-demo': it is attached to domain 'storage-demo-web' (running, disk vda).",
     "Deleted were 4 unused volumes; still there: db1-restored, golden, web1.",
     "web1 has 768 MiB now, web1-copy stands on its own",

@@ -356,6 +356,22 @@ def test_backing_file_that_only_the_definition_names(guarded, pool, victim, doma
     assert {a["via"] for a in guarded()} == {"backing"}
 
 
+@pytest.mark.parametrize("defined", [True, False])
+def test_file_of_an_images_data(refused, info, hypervisor, pool, victim, defined):
+    """Since libvirt 10.10 domains run on images that keep their data in another file; only a running one's definition names it."""
+    sh("qemu-img", "create", "-q", "-f", "qcow2", "-o", f"data_file={pool / 'a'},data_file_raw=on", pool / "top", "1M")
+    (seen,) = info(pool=[pool.name], name="a")["volumes"]
+    assert [each["name"] for each in seen["dependents"]] == ["top"]
+    if not defined:
+        refused("volume_has_dependents", name="a", state="absent")
+        return
+    virt = hypervisor.conn.defineXML(domain_xml("keeps-data", disk(pool / "top")))
+    try:
+        assert refused("volume_in_use", name="a", state="absent")["attachments"][0]["via"] == "backing"
+    finally:
+        virt.undefine()
+
+
 def test_kernel_and_nvram_of_a_domain(guarded, hypervisor, pool, domain):
     for name in ("kernel", "nvram"):
         (pool / name).write_bytes(bytes(4096))

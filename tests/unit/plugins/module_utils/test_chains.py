@@ -16,6 +16,7 @@ import pytest
 
 from ansible_collections.hypervisor.storage.plugins.module_utils import _chains, _directory
 from ansible_collections.hypervisor.storage.plugins.module_utils._chains import Chain, ChainReader, may_hang_a_reader
+from ansible_collections.hypervisor.storage.plugins.module_utils._image_header import ImageHeader
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
 
@@ -274,6 +275,15 @@ def test_data_in_another_file(tmp_path: Path) -> None:
     data = raw(tmp_path / "data")
     for top in (blank(tmp_path / "top", data_file=str(data)), overlay(tmp_path / "upper", tmp_path / "top", "qcow2")):
         assert trouble(top) == f"{str(tmp_path / 'top')!r} keeps its data in another file ({str(data)!r})"
+        assert below(top).data == (_directory.identify(str(data)),)
+
+
+@pytest.mark.parametrize(("stored", "found"), [("data", True), ("nbd://host/data", False), ("gone", True)])
+def test_the_name_of_a_data_file(tmp_path: Path, stored: str, found: bool) -> None:
+    """It begins at the image, as libvirt has it; what isn't there has its path for an identity, and a protocol none."""
+    raw(tmp_path / "data")
+    header = ImageHeader(format="qcow2", data_file=stored)
+    assert ChainReader().below(str(tmp_path / "top"), header).data == ((_directory.identify_loosely(str(tmp_path / stored)),) if found else ())
 
 
 def test_a_fifo_is_not_opened(tmp_path: Path) -> None:

@@ -178,6 +178,8 @@ def parse_snapshot(text: str) -> SnapshotDef:
         overlay = _source_ref(disk, disk.get("type", "file"))
         disks.append(SnapshotDisk(target=disk.get("name", ""), how=disk.get("snapshot", "no"), overlay=overlay))
     inner = [d for tag in ("domain", "inactiveDomain") for e in root.findall(tag) for d in _domain_disks(e)]
+    for memory in root.findall("memory"):  # without it the snapshot can't be gone back to
+        inner += _other("memory", _file(memory.get("file")))
     return SnapshotDef(
         name=root.findtext("name", ""),
         created=int(root.findtext("creationTime", "0")),
@@ -217,35 +219,36 @@ def _nested(disk: ET.Element, *tags: str) -> Iterator[SourceRef]:
 
 
 def _other_storage(root: ET.Element) -> Iterator[DiskDef]:
-    """Files that a domain needs besides its disks: firmware state, kernels, host file systems."""
+    """Storage that a domain needs besides its disks: state of firmware and TPM, kernels, memory that lasts, host file systems."""
     plain = {"loader": "loader", "nvram": "nvram", "kernel": "kernel", "initrd": "initrd", "dtb": "dtb"}
     for tag, label in plain.items():
         for element in root.findall(f"os/{tag}"):
-            source = element.find("source")
-            stated = source.get("file") if source is not None else None
-            location = (stated or element.text or "").strip()
-            if location.startswith("/"):
-                yield DiskDef(
-                    target=label,
-                    bus=None,
-                    readonly=tag != "nvram",
-                    format=None,
-                    source=SourceRef("file", path=location),
-                    is_disk=False,
-                )
+            yield from _other(label, _source_ref(element, element.get("type", "file")) or _file(element.text), readonly=tag != "nvram")
+    for element in root.findall("os/varstore"):  # of UEFI too, since libvirt 12
+        yield from _other("varstore", _file(element.get("path")))
+    for element in root.findall("devices/tpm/backend/source"):  # a file may be chosen since libvirt 10.10
+        yield from _other("tpm", _file(element.get("path")))
+    for label, path in (("memory", "devices/memory/source/path"), ("pstore", "devices/pstore/path")):
+        for element in root.findall(path):
+            yield from _other(label, _file(element.text))
     for element in root.findall("devices/filesystem"):
         source = element.find("source")
-        path = (source.get("file") or source.get("dev")) if source is not None else None
-        if path:
+        location = (source.get("file") or source.get("dev")) if source is not None else None
+        if location:
             target = element.find("target")
-            yield DiskDef(
-                target=target.get("dir") if target is not None else None,
-                bus=None,
-                readonly=element.find("readonly") is not None,
-                format=None,
-                source=SourceRef("file", path=path),
-                is_disk=False,
-            )
+            place = target.get("dir") if target is not None else None
+            yield from _other(place, SourceRef("file", path=location), readonly=element.find("readonly") is not None)
+
+
+def _other(label: str | None, source: SourceRef | None, *, readonly: bool = False) -> Iterator[DiskDef]:
+    if source is not None:
+        yield DiskDef(target=label, bus=None, readonly=readonly, format=None, source=source, is_disk=False)
+
+
+def _file(path: str | None) -> SourceRef | None:
+    """What a path that stands in an attribute or a text leads to; relative ones are not libvirt's."""
+    path = (path or "").strip()
+    return SourceRef("file", path=path) if path.startswith("/") else None
 
 
 def _source_ref(element: ET.Element, kind: str) -> SourceRef | None:

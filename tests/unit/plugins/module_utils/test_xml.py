@@ -393,7 +393,10 @@ def test_disks_of_domains(case: str) -> None:
             "<nvram type='file' template='/fw/OVMF_VARS.fd'><source file='/pool/vars'/></nvram>",
             [("nvram", False, "/pool/vars")],
         ),
-        ("<nvram type='network'><source protocol='iscsi' name='iqn.example/0'/></nvram>", []),
+        ("<nvram type='block'><source dev='/dev/vg0/vars'/></nvram>", [("nvram", False, "/dev/vg0/vars")]),
+        ("<nvram type='network'><source protocol='rbd' name='ceph/vars'/></nvram>", [("nvram", False, "ceph/vars")]),
+        ("<varstore template='/fw/vars.json' path='/pool/vars.json'/>", [("varstore", False, "/pool/vars.json")]),
+        ("<varstore/>", []),
         ("<nvram template='/fw/OVMF_VARS.fd'/>", []),
         (
             "<kernel>/boot/vmlinuz</kernel><initrd>\n/boot/initrd\n</initrd><cmdline>root=/dev/vda</cmdline><dtb>/boot/dtb</dtb>",
@@ -406,6 +409,27 @@ def test_firmware_and_kernels(os_part: str, expected: list[tuple[str, bool, str]
     found = _xml.parse_domain_disks(domain("", os_part))
     assert all((each.is_disk, each.format, each.bus, each.layers) == (False, None, None, ()) for each in found)
     assert [(each.target, each.readonly, each.source.path) for each in found] == expected
+
+
+@pytest.mark.parametrize(("device", "expected"), [
+    ("<tpm model='tpm-crb'><backend type='emulator' version='2.0'><source type='file' path='/pool/tpm'/></backend></tpm>",
+     [("tpm", "/pool/tpm")]),
+    ("<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>", []),
+    ("<tpm model='tpm-tis'><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>", []),
+    ("<memory model='nvdimm' access='shared'><source><path>/pool/pmem</path></source><target><size>1</size></target></memory>",
+     [("memory", "/pool/pmem")]),
+    ("<memory model='dimm'><target><size unit='KiB'>524287</size></target></memory>", []),
+    ("<pstore backend='acpi-erst'><path>/pool/erst</path><size unit='KiB'>8</size></pstore>", [("pstore", "/pool/erst")]),
+])  # fmt: skip
+def test_what_devices_keep_in_files(device: str, expected: list[tuple[str, str]]) -> None:
+    found = _xml.parse_domain_disks(domain(device))
+    assert [(each.target, each.source.path) for each in found] == expected
+    assert not any(each.is_disk or each.readonly for each in found)
+
+
+def test_the_memory_that_a_snapshot_keeps_in_a_file() -> None:
+    found = _xml.parse_snapshot("<domainsnapshot><name>s</name><memory snapshot='external' file='/pool/s.mem'/></domainsnapshot>")
+    assert [(each.target, each.source, each.is_disk) for each in found.domain_disks] == [("memory", file("/pool/s.mem"), False)]
 
 
 # -- snapshots -------------------------------------------------------------------------------------

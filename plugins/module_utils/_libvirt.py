@@ -35,6 +35,8 @@ AGENT_TIMEOUT = 5
 #: What libvirt gives it unless told otherwise, which it remembers as long as the domain runs: all the time that it needs.
 _AGENT_DEFAULT = -2  # VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK
 
+_KNOWS_EXTEND = 12_003_000  # as virConnectGetLibVersion() tells versions
+
 Answer = TypeVar("Answer")
 _JOBS = {1: "pull", 2: "copy", 3: "commit", 4: "commit", 5: "backup"}  # virDomainBlockJobType
 _STATES = ("no state", "running", "running", "paused", "shutdown", "shutoff", "crashed", "pmsuspended")
@@ -198,9 +200,11 @@ class Connection:
     def block_resize(self, *, domain_uuid: str, target: str, capacity: int, what: str) -> None:
         """Grow a running domain's disk to ``capacity`` bytes; the guest sees it at once. Raises as assert_no_block_job(), too."""
         flags = libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES
-        # Since libvirt 12.3 the daemon itself refuses to shrink when asked so; before, our own check stands alone.
-        flags |= getattr(libvirt, "VIR_DOMAIN_BLOCK_RESIZE_EXTEND", 0)
         try:
+            # Since libvirt 12.3 the daemon itself refuses to shrink when asked so; before, our own check stands alone, and the wish
+            # is an error, also where the binding knows it already.
+            if self._handle.getLibVersion() >= _KNOWS_EXTEND:
+                flags |= getattr(libvirt, "VIR_DOMAIN_BLOCK_RESIZE_EXTEND", 0)
             self._handle.lookupByUUIDString(domain_uuid).blockResize(target, capacity, flags)
         except libvirt.libvirtError as error:
             self.assert_no_block_job(domain_uuid=domain_uuid, target=target, what=what)

@@ -42,8 +42,12 @@ class Handle:
 class Disk:
     """A connection to a libvirt with one domain, which notes how its disk is resized."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: int) -> None:
+        self._version = version
         self.asked: list[tuple[str, int, int]] = []
+
+    def getLibVersion(self) -> int:
+        return self._version
 
     def lookupByUUIDString(self, uuid: str) -> Disk:
         return self
@@ -92,16 +96,18 @@ def test_an_agent_that_did_not_freeze_has_all_the_time_again() -> None:
     assert agent.timeouts == [5, libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK]
 
 
-@pytest.mark.parametrize("extend", [None, 1 << 2])
-def test_a_disk_only_grows_where_libvirt_can_see_to_that(monkeypatch: pytest.MonkeyPatch, extend: int | None) -> None:
-    """In bytes, since without that flag they are KiB; since 12.3 libvirt takes the wish that nothing shrinks."""
+@pytest.mark.parametrize(("extend", "daemon", "asked"), [(None, 12_008_000, 0), (1 << 2, 12_008_000, 1 << 2), (1 << 2, 11_003_000, 0)])
+def test_a_disk_only_grows_where_libvirt_can_see_to_that(
+    monkeypatch: pytest.MonkeyPatch, extend: int | None, daemon: int, asked: int
+) -> None:
+    """In bytes, since without that flag they are KiB; since 12.3 libvirt takes the wish that nothing shrinks, if its daemon is so new too."""
     if extend is None:
         monkeypatch.delattr(libvirt, "VIR_DOMAIN_BLOCK_RESIZE_EXTEND", raising=False)
     else:
         monkeypatch.setattr(libvirt, "VIR_DOMAIN_BLOCK_RESIZE_EXTEND", extend, raising=False)
-    disk = Disk()
+    disk = Disk(daemon)
     Connection(disk, "qemu:///system").block_resize(domain_uuid="0000-1", target="vda", capacity=512, what="grow it")
-    assert disk.asked == [("vda", 512, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES | (extend or 0))]
+    assert disk.asked == [("vda", 512, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES | asked)]
 
 
 class Volume:

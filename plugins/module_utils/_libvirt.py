@@ -124,8 +124,9 @@ class Connection:
                 handle.refresh(0)
                 return
             except libvirt.libvirtError as error:
+                busy = self._is_busy(pool, error)
                 self._revive(pool, definition, persistent)
-                if not _is_busy(error):
+                if not busy:
                     raise _as_ours(error, f"refresh storage pool {pool.name!r}") from error
                 if time.monotonic() > deadline:
                     raise Locked(
@@ -135,6 +136,17 @@ class Connection:
                     ) from error
             time.sleep(pause)
             pause = min(pause * 2, 1.0)
+
+    def _is_busy(self, pool: Pool, error: Any) -> bool:
+        """Whether a refresh failed only because jobs run in the pool: alone of those that fail, it leaves the pool active.
+
+        libvirt has no code of its own for it, and says it in the language that its daemon was started in.
+        """
+        if (error.get_error_code(), error.get_error_domain()) != (libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_FROM_STORAGE):
+            return False
+        with contextlib.suppress(libvirt.libvirtError):
+            return bool(self._pools[pool.uuid].isActive())
+        return False
 
     def _revive(self, pool: Pool, definition: str, persistent: bool) -> None:
         with contextlib.suppress(libvirt.libvirtError):
@@ -147,8 +159,8 @@ class Connection:
     def volume(self, pool: Pool, name: str) -> _xml.VolumeDef | None:
         """What libvirt knows of a volume now (no refresh), or ``None``."""
 
-        def describe(handle: Any) -> _xml.VolumeDef:
-            return _volume_def(handle.storageVolLookupByName(name))
+        def describe(handle: Any) -> _xml.VolumeDef | None:
+            return _volume_def(handle.storageVolLookupByName(name), pool)
 
         with _translate(f"look up volume {name!r} in pool {pool.name!r}"):
             return _unless_gone(describe, self._pools[pool.uuid])
@@ -162,7 +174,7 @@ class Connection:
         """What libvirt knows of all volumes of a pool now; those that vanish meanwhile are left out."""
         with _translate(f"list the volumes of pool {pool.name!r}"):
             handles = self._pools[pool.uuid].listAllVolumes(0)
-            found = [_unless_gone(_volume_def, handle) for handle in handles]
+            found = [_unless_gone(lambda each: _volume_def(each, pool), handle) for handle in handles]
         return [definition for definition in found if definition is not None]
 
     def create_volume(self, pool: Pool, document: str) -> None:
@@ -322,6 +334,8 @@ class Connection:
         """
         try:
             domain = self._handle.lookupByUUIDString(domain_uuid)
+            if not _xml.may_have_agent(domain.XMLDesc(0)):
+                return False
             domain.agentSetResponseTimeout(AGENT_TIMEOUT, 0)
             domain.fsFreeze(None, 0)
         except libvirt.libvirtError as error:
@@ -410,12 +424,21 @@ def _without_password(uri: str) -> str:
     return parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}").geturl()
 
 
-def _volume_def(handle: Any) -> _xml.VolumeDef:
-    """What libvirt knows of a volume; it repeats what an image names as its backing file, and that may be any bytes."""
+def _volume_def(handle: Any, pool: Pool) -> _xml.VolumeDef | None:
+    """What libvirt knows of a volume; it repeats what an image names as its backing file, and that may be any bytes.
+
+    ``None`` for files that libvirt 9 can't describe itself, since it takes what the image names as its backing format as it is.
+    """
     try:
         document = handle.XMLDesc(0)
     except UnicodeDecodeError as error:  # from libvirt's binding
         document = error.object.decode("utf-8", "replace")
+    except libvirt.libvirtError as error:
+        # 'unknown volume format number', in the language that the daemon was started in
+        kind = error.get_error_code(), error.get_error_domain()
+        if not pool.stores_files or kind != (libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_FROM_STORAGE):
+            raise
+        return None
     return _xml.parse_volume(document)
 
 
@@ -440,10 +463,7 @@ def _domain_facts(handle: Any, with_snapshots: set[str], saved: set[str]) -> Dom
 
 
 def _unless_gone(read: Callable[[Any], Answer], handle: Any) -> Answer | None:
-    """What ``read`` says of an object, or ``None`` when it has vanished since it was listed.
-
-    Also for volumes that libvirt 9 can't describe itself, since it takes what the image names as its backing format as it is.
-    """
+    """What ``read`` says of an object, or ``None`` when it has vanished since it was listed."""
     try:
         return read(handle)
     except libvirt.libvirtError as error:
@@ -454,19 +474,12 @@ def _unless_gone(read: Callable[[Any], Answer], handle: Any) -> Answer | None:
             libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT,
         ):
             return None
-        if "unknown volume format number" in error.get_error_message():
-            return None
         raise
 
 
 def _can_be_said(text: str) -> bool:
     """Whether libvirt's C strings can carry a text."""
     return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
-
-
-def _is_busy(error: Any) -> bool:
-    """Whether a refresh failed only because jobs run in the pool (libvirt has no code of its own for it)."""
-    return "asynchronous jobs running" in str(error.get_error_message())
 
 
 def _is_surely_not_frozen(error: Any) -> bool:
@@ -493,7 +506,7 @@ def _is_surely_not_frozen(error: Any) -> bool:
 
 def _as_ours(error: Any, what: str) -> StorageError:
     code, message = error.get_error_code(), error.get_error_message()
-    if _is_busy(error) or "is still being allocated" in message or "is still in use" in message:
+    if any(text in message for text in ("asynchronous jobs running", "is still being allocated", "is still in use")):
         return Locked(f"Cannot {what}: {message}. Another job is at work on it; run again when it is done.")
     if code == libvirt.VIR_ERR_OPERATION_INVALID and "is not active" in message and "pool" in message:
         return PoolInactive(f"Cannot {what}: {message}. Start the pool ('virsh pool-start') and run again.")

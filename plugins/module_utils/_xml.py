@@ -165,6 +165,12 @@ def backup_targets(text: str) -> list[str]:
     return [path for path in found if path]
 
 
+def may_have_agent(text: str) -> bool:
+    """Whether a running domain has a guest agent that libvirt can talk to, as far as QEMU tells of its channel."""
+    channels = ET.fromstring(text).findall("devices/channel/target")
+    return any(each.get("name") == "org.qemu.guest_agent.0" and each.get("state") != "disconnected" for each in channels)
+
+
 def parse_domain_disks(text: str) -> tuple[DiskDef, ...]:
     """Every storage that a domain's document refers to."""
     return tuple(_domain_disks(ET.fromstring(text)))

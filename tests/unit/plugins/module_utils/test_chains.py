@@ -283,7 +283,8 @@ def test_the_name_of_a_data_file(tmp_path: Path, stored: str, found: bool) -> No
     """It begins at the image, as libvirt has it; what isn't there has its path for an identity, and a protocol none."""
     raw(tmp_path / "data")
     header = ImageHeader(format="qcow2", data_file=stored)
-    assert ChainReader().below(str(tmp_path / "top"), header).data == ((_directory.identify_loosely(str(tmp_path / stored)),) if found else ())
+    expected = (_directory.identify_loosely(str(tmp_path / stored)),) if found else ()
+    assert ChainReader().below(str(tmp_path / "top"), header).data == expected
 
 
 def test_a_fifo_is_not_opened(tmp_path: Path) -> None:

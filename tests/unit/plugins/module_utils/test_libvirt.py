@@ -17,10 +17,10 @@ from ansible_collections.hypervisor.storage.plugins.module_utils._libvirt import
 from ansible_collections.hypervisor.storage.plugins.module_utils._model import Pool  # noqa: E402
 
 
-def failure(code: int, said: str) -> libvirt.libvirtError:
+def failure(code: int, said: str, domain: int = libvirt.VIR_FROM_QEMU) -> libvirt.libvirtError:
     """What libvirt's binding raises for an error of this code."""
     error = libvirt.libvirtError(said)
-    error.err = (code, libvirt.VIR_FROM_QEMU, said, libvirt.VIR_ERR_ERROR, None, None, None, 0, 0)
+    error.err = (code, domain, said, libvirt.VIR_ERR_ERROR, None, None, None, 0, 0)
     return error
 
 
@@ -59,12 +59,16 @@ class Disk:
 class Agent:
     """A connection to a libvirt with one domain, whose agent's freeze fails like this."""
 
-    def __init__(self, code: int, said: str) -> None:
+    def __init__(self, code: int, said: str, channel: str = "<target name='org.qemu.guest_agent.0' state='connected'/>") -> None:
         self._failure = failure(code, said)
+        self._channel = channel
         self.timeouts: list[int] = []
 
     def lookupByUUIDString(self, uuid: str) -> Agent:
         return self
+
+    def XMLDesc(self, flags: int) -> str:
+        return f"<domain><devices><channel type='unix'>{self._channel}</channel></devices></domain>"
 
     def agentSetResponseTimeout(self, seconds: int, flags: int) -> None:
         self.timeouts.append(seconds)
@@ -89,6 +93,14 @@ def test_a_freeze_that_may_still_come(monkeypatch: pytest.MonkeyPatch, code: int
     assert Connection(Agent(code, said), "qemu:///system").freeze("0000-1") is frozen
 
 
+@pytest.mark.parametrize("channel", ["<target name='org.qemu.guest_agent.0' state='disconnected'/>", "<target name='com.redhat.spice.0'/>"])
+def test_where_no_agent_is_none_is_asked(channel: str) -> None:
+    """libvirt would say so in the language of its daemon, so that it could not be told from one that is slow."""
+    agent = Agent(86, "Der Gast-Agent antwortet nicht: der QEMU-Gast-Agent ist nicht verbunden", channel)
+    assert Connection(agent, "qemu:///system").freeze("0000-1") is False
+    assert agent.timeouts == []
+
+
 def test_an_agent_that_did_not_freeze_has_all_the_time_again() -> None:
     """libvirt remembers the time for all who ask the agent later, also while none is there."""
     agent = Agent(86, "Guest agent is not responding: QEMU guest agent is not connected")
@@ -100,7 +112,7 @@ def test_an_agent_that_did_not_freeze_has_all_the_time_again() -> None:
 def test_a_disk_only_grows_where_libvirt_can_see_to_that(
     monkeypatch: pytest.MonkeyPatch, extend: int | None, daemon: int, asked: int
 ) -> None:
-    """In bytes, since without that flag they are KiB; since 12.3 libvirt takes the wish that nothing shrinks, if its daemon is so new too."""
+    """In bytes, since without that flag they are KiB; from 12.3 on libvirt takes the wish that nothing shrinks, if its daemon is so new."""
     if extend is None:
         monkeypatch.delattr(libvirt, "VIR_DOMAIN_BLOCK_RESIZE_EXTEND", raising=False)
     else:
@@ -108,6 +120,65 @@ def test_a_disk_only_grows_where_libvirt_can_see_to_that(
     disk = Disk(daemon)
     Connection(disk, "qemu:///system").block_resize(domain_uuid="0000-1", target="vda", capacity=512, what="grow it")
     assert disk.asked == [("vda", 512, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES | asked)]
+
+
+class Busy:
+    """A pool that refuses to be refreshed until it was asked often enough, or is stopped by it."""
+
+    def __init__(self, *, stops: bool) -> None:
+        self._stops, self._active = stops, 1
+        self.asked = 0
+
+    def XMLDesc(self, flags: int) -> str:
+        return "<pool/>"
+
+    def isPersistent(self) -> int:
+        return 1
+
+    def isActive(self) -> int:
+        return self._active
+
+    def create(self, flags: int) -> None:
+        self._active = 1
+
+    def refresh(self, flags: int) -> None:
+        self.asked += 1
+        if self._stops or self.asked < 3:
+            self._active = int(not self._stops)
+            raise failure(libvirt.VIR_ERR_INTERNAL_ERROR, "Interner Fehler: Pool hat asynchrone Aufgaben.", libvirt.VIR_FROM_STORAGE)
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_busy_pool_is_waited_for_whatever_language_libvirt_speaks(stops: bool) -> None:
+    handle, pool = Busy(stops=stops), Pool("pool", "0000-2", "dir", "/pool", True, 0, 0, 0)
+    connection = Connection(None, "qemu:///system")
+    connection._pools[pool.uuid] = handle
+    if stops:
+        with pytest.raises(LibvirtError):
+            connection.refresh(pool)
+    else:
+        connection.refresh(pool)
+    assert (handle.asked, handle.isActive()) == (1 if stops else 3, 1)
+
+
+class Undescribable:
+    """A pool with one volume, of which libvirt knows no name for what its header names as its backing format."""
+
+    def storageVolLookupByName(self, name: str) -> Undescribable:
+        return self
+
+    def listAllVolumes(self, flags: int) -> list[Undescribable]:
+        return [self]
+
+    def XMLDesc(self, flags: int) -> str:
+        raise failure(libvirt.VIR_ERR_INTERNAL_ERROR, "Interner Fehler: unbekannte Format-Nummer 42", libvirt.VIR_FROM_STORAGE)
+
+
+def test_a_volume_that_libvirt_cannot_describe_is_left_out() -> None:
+    connection, pool = Connection(None, "qemu:///system"), Pool("pool", "0000-2", "dir", "/pool", True, 0, 0, 0)
+    connection._pools[pool.uuid] = Undescribable()
+    assert connection.volume(pool, "top") is None
+    assert connection.volumes(pool) == []
 
 
 class Volume:
@@ -120,8 +191,9 @@ class Volume:
         return [self]
 
     def XMLDesc(self, flags: int) -> str:
-        named = b"<volume><name>top</name><target><format type='qcow2'/></target><backingStore><path>/pool/b\xbf</path></backingStore></volume>"
-        return named.decode("utf-8")  # as libvirt's binding does
+        below = b"<backingStore><path>/pool/b\xbf</path></backingStore>"
+        document = b"<volume><name>top</name><target><format type='qcow2'/></target>%s</volume>" % below
+        return document.decode("utf-8")  # as libvirt's binding does
 
 
 def test_a_volume_may_name_any_bytes_as_its_backing_file() -> None:

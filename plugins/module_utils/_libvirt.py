@@ -448,6 +448,12 @@ def _domain_facts(handle: Any, with_snapshots: set[str], saved: set[str]) -> Dom
     live = handle.XMLDesc(0) if active else None
     persistent = handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if handle.isPersistent() else None
     state = handle.state(0)[0]
+    try:
+        saved_xml = handle.managedSaveGetXMLDesc(0) if uuid in saved else None
+    except libvirt.libvirtError:
+        if handle.hasManagedSaveImage(0):
+            raise
+        return _domain_facts(handle, with_snapshots, saved - {uuid})  # it woke up meanwhile, or its image was removed
     snapshots = handle.listAllSnapshots(0) if uuid in with_snapshots else ()
     # A snapshot that vanishes meanwhile is no reason to take its domain for vanished.
     described = [_unless_gone(lambda each: each.getXMLDesc(0), snapshot) for snapshot in snapshots]
@@ -458,7 +464,7 @@ def _domain_facts(handle: Any, with_snapshots: set[str], saved: set[str]) -> Dom
         live_xml=live,
         persistent_xml=persistent,
         snapshot_xml=tuple(document for document in described if document is not None),
-        saved_xml=handle.managedSaveGetXMLDesc(0) if uuid in saved else None,
+        saved_xml=saved_xml,
     )
 
 

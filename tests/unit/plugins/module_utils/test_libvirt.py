@@ -242,6 +242,41 @@ class Snapshotted:
         return "<domain/>"
 
 
+class Waking(Snapshotted):
+    """A connection to a libvirt, and its one domain, which wakes up right after it was listed as saved, unless its image is broken."""
+
+    def __init__(self, *, broken: bool) -> None:
+        super().__init__()
+        self._broken, self._awake = broken, 0
+
+    def listAllDomains(self, kind: int) -> list[Snapshotted]:
+        return [] if kind == libvirt.VIR_CONNECT_LIST_DOMAINS_HAS_SNAPSHOT else [self]
+
+    def isActive(self) -> int:
+        return self._awake
+
+    def XMLDesc(self, flags: int) -> str:
+        return "<domain/>" if flags else "<domain id='1'/>"
+
+    def managedSaveGetXMLDesc(self, flags: int) -> str:
+        self._awake = int(not self._broken)
+        raise failure(libvirt.VIR_ERR_OPERATION_INVALID, "domain does not have managed save image")
+
+    def hasManagedSaveImage(self, flags: int) -> int:
+        return int(self._broken)
+
+
+def test_a_saved_domain_that_wakes_up_is_looked_at_once_more() -> None:
+    (facts,) = Connection(Waking(broken=False), "qemu:///system").domains()
+    assert (facts.live_xml, facts.persistent_xml, facts.saved_xml) == ("<domain id='1'/>", "<domain/>", None)
+
+
+def test_a_saved_domain_whose_image_cannot_be_read() -> None:
+    """Nobody knows which disks it has, so nothing is taken for unused."""
+    with pytest.raises(LibvirtError, match="list the domains"):
+        Connection(Waking(broken=True), "qemu:///system").domains()
+
+
 class Kept:
     """A snapshot that stays."""
 

@@ -273,3 +273,19 @@ def test_role_restores_what_an_external_snapshot_froze(hypervisor, pool, domain)
     assert result["restored"] and not result.get("failed") and result["volume"]["name"] == "restored", result
     assert digest(pool / "restored") == frozen and image_info(pool / "restored").get("backing-filename") is None
     assert digest(pool / "web1.layer") != frozen, "the domain's disk is as it was"
+
+
+def test_role_leaves_what_has_the_name_as_it_is(hypervisor, pool):
+    """It is not made as large as was wished for, and nothing is told as restored."""
+    make(pool / "web1")
+    take_snapshot(pool / "web1", "before-update")
+    make(pool / "other")
+    before = file_sha(pool / "other")
+    wish = {"uri": hypervisor.uri, "pool": pool.name, "volume": "web1", "snapshot": "before-update", "name": "other", "size": "1G"}
+    told = run_play([
+        {"ansible.builtin.include_role": {"name": "hypervisor.storage.restore_from_snapshot"},
+         "vars": {f"restore_from_snapshot_{name}": value for name, value in wish.items()}},
+        {"ansible.builtin.debug": {"var": "restore_from_snapshot_result"}, "register": "told"}])
+    result = told["told"]["restore_from_snapshot_result"]
+    assert (result["changed"], result["restored"]) == (False, False), result
+    assert file_sha(pool / "other") == before

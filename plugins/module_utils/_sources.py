@@ -287,6 +287,11 @@ def _frozen_image(
     overlay = host.image_at(above[1]) if above is not None else None
     if overlay is None or overlay.backing is None or overlay.backing.ident != frozen.ident:
         return None, f"its frozen layer {frozen.path!r} was merged or replaced since, so it no longer holds that moment"
+    if any(_is_half_merged(host, frozen, each) for other in host.domains().snapshots for each in other.snapshot.disks):
+        return None, (
+            f"a deletion of the snapshot was begun that merges later writes into its frozen layer {frozen.path!r}, and did not end, so the "
+            "layer may no longer hold that moment"
+        )
     again = next((use for use in host.attachments(frozen) if _writes_or_wrote(use)), None)
     if again is not None:
         return None, (
@@ -294,6 +299,12 @@ def _frozen_image(
             "domain reverted, so it no longer holds that moment"
         )
     return frozen, None
+
+
+def _is_half_merged(host: Host, frozen: Image, disk: SnapshotDisk) -> bool:
+    """Whether an image is what an earlier snapshot put on top, and libvirt has noted that another is being merged into that."""
+    place = host.locate(disk.overlay) if disk.half_merged and disk.overlay is not None else None
+    return place is not None and place[0] == frozen.ident
 
 
 def _writes_or_wrote(use: Attachment) -> bool:

@@ -48,6 +48,7 @@ class SnapshotDisk(NamedTuple):
     target: str
     how: str  # internal | external | no | manual
     overlay: SourceRef | None
+    half_merged: bool = False  # a later snapshot was to be deleted, which merges what came then into the overlay, and that never ended
 
 
 class SnapshotDef(NamedTuple):
@@ -182,7 +183,8 @@ def parse_snapshot(text: str) -> SnapshotDef:
     disks = []
     for disk in root.findall("disks/disk"):
         overlay = _source_ref(disk, disk.get("type", "file"))
-        disks.append(SnapshotDisk(target=disk.get("name", ""), how=disk.get("snapshot", "no"), overlay=overlay))
+        half_merged = disk.find("snapshotDeleteInProgress") is not None
+        disks.append(SnapshotDisk(disk.get("name", ""), disk.get("snapshot", "no"), overlay, half_merged))
     inner = [d for tag in ("domain", "inactiveDomain") for e in root.findall(tag) for d in _domain_disks(e)]
     for memory in root.findall("memory"):  # without it the snapshot can't be gone back to
         inner += _other("memory", _file(memory.get("file")))

@@ -465,6 +465,14 @@ def test_an_external_snapshot() -> None:
     assert found.domain_disks == (disk(format="raw"), SCRATCH)
 
 
+def test_a_snapshot_whose_overlay_is_half_merged() -> None:
+    (found,) = _xml.parse_snapshot(
+        """<domainsnapshot><name>s</name><disks><disk name='vda' snapshot='external' type='file'><driver type='qcow2'/>
+          <source file='/pool/web.s1'/><snapshotDeleteInProgress/></disk></disks></domainsnapshot>"""
+    ).disks
+    assert found == SnapshotDisk("vda", "external", file("/pool/web.s1"), half_merged=True)
+
+
 def test_an_internal_snapshot() -> None:
     found = _xml.parse_snapshot(
         f"""<domainsnapshot><name>1714559412</name><state>shutoff</state><creationTime>1714559412</creationTime>

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -285,12 +285,21 @@ class Connection:
             )
         except libvirt.libvirtError as error:
             said = error.get_error_message()
-            if error.get_error_code() in (libvirt.VIR_ERR_OPERATION_TIMEOUT, libvirt.VIR_ERR_RESOURCE_BUSY):
+            if _is_held_up(error):
                 return False
-            if any(text in said for text in ("active block job", "blockjob assigned", "another job", "state change lock")):
+            # The words are those of a daemon that speaks English; a job that is still there is seen whatever it speaks.
+            if any(text in said for text in ("active block job", "blockjob assigned", "another job")) or self._has_block_job(
+                domain_uuid, _xml.backed_up(document)
+            ):
                 return False
             raise _as_ours(error, f"start a backup job on domain {domain_uuid}") from error
         return True
+
+    def _has_block_job(self, domain_uuid: str, targets: Iterable[str]) -> bool:
+        with contextlib.suppress(libvirt.libvirtError):
+            domain = self._handle.lookupByUUIDString(domain_uuid)
+            return any(domain.blockJobInfo(target, 0) for target in targets)
+        return False
 
     def backup_result(self, domain_uuid: str) -> tuple[str, float]:
         """How the domain's last backup job ended and how long it took: ``""`` for success or what went wrong, and seconds.
@@ -510,9 +519,15 @@ def _is_surely_not_frozen(error: Any) -> bool:
     )
 
 
+def _is_held_up(error: Any) -> bool:
+    """Whether a domain's other job was in the way: a migration, say, for which libvirt lets a request wait for half a minute."""
+    return error.get_error_code() in (libvirt.VIR_ERR_OPERATION_TIMEOUT, libvirt.VIR_ERR_RESOURCE_BUSY)
+
+
 def _as_ours(error: Any, what: str) -> StorageError:
     code, message = error.get_error_code(), error.get_error_message()
-    if any(text in message for text in ("asynchronous jobs running", "is still being allocated", "is still in use")):
+    texts = ("asynchronous jobs running", "is still being allocated", "is still in use")
+    if _is_held_up(error) or any(text in message for text in texts):
         return Locked(f"Cannot {what}: {message}. Another job is at work on it; run again when it is done.")
     if code == libvirt.VIR_ERR_OPERATION_INVALID and "is not active" in message and "pool" in message:
         return PoolInactive(f"Cannot {what}: {message}. Start the pool ('virsh pool-start') and run again.")

@@ -160,6 +160,11 @@ def build_backup(*, target: str, path: str, image_format: str, others: Iterable[
     return ET.tostring(root, encoding="unicode")
 
 
+def backed_up(text: str) -> list[str]:
+    """The disks of a domain that a backup job copies."""
+    return [disk.get("name", "") for disk in ET.fromstring(text).findall("disks/disk") if disk.get("backup") != "no"]
+
+
 def backup_targets(text: str) -> list[str]:
     """The files that a backup job writes to."""
     found = [target.get("file") for target in ET.fromstring(text).findall("disks/disk/target")]

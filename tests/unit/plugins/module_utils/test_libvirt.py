@@ -12,9 +12,10 @@ import pytest
 
 libvirt = pytest.importorskip("libvirt")
 
-from ansible_collections.hypervisor.storage.plugins.module_utils._errors import ConnectionFailed, LibvirtError, StorageError  # noqa: E402
+from ansible_collections.hypervisor.storage.plugins.module_utils._errors import ConnectionFailed, LibvirtError, Locked, StorageError  # noqa: E402
 from ansible_collections.hypervisor.storage.plugins.module_utils._libvirt import Connection  # noqa: E402
 from ansible_collections.hypervisor.storage.plugins.module_utils._model import Pool  # noqa: E402
+from ansible_collections.hypervisor.storage.plugins.module_utils._xml import build_backup  # noqa: E402
 
 
 def failure(code: int, said: str, domain: int = libvirt.VIR_FROM_QEMU) -> libvirt.libvirtError:
@@ -290,6 +291,37 @@ def test_a_domain_stays_known_when_one_of_its_snapshots_vanishes() -> None:
     assert (facts.name, facts.persistent_xml, facts.snapshot_xml) == ("vm1", "<domain/>", ("<domainsnapshot/>",))
 
 
+class Copied:
+    """A connection to a libvirt with one domain, of which one disk is being copied or not, and that begins no backup job."""
+
+    def __init__(self, code: int, copied: str = "") -> None:
+        self._code, self._copied = code, copied
+
+    def lookupByUUIDString(self, uuid: str) -> Copied:
+        return self
+
+    def backupBegin(self, document: str, checkpoint: None, flags: int) -> None:
+        raise failure(self._code, "Operation nicht unterstützt: Datenträger ist schon in einer Aufgabe")
+
+    def blockJobInfo(self, target: str, flags: int) -> dict[str, int]:
+        return {"type": 2} if target == self._copied else {}
+
+
+@pytest.mark.parametrize(("code", "copied", "waits"), [
+    (libvirt.VIR_ERR_OPERATION_UNSUPPORTED, "vda", True),
+    (libvirt.VIR_ERR_OPERATION_UNSUPPORTED, "vdb", False),
+    (libvirt.VIR_ERR_OPERATION_TIMEOUT, "", True),
+])
+def test_a_backup_job_waits_for_other_jobs_whatever_language_libvirt_speaks(code: int, copied: str, waits: bool) -> None:
+    document = build_backup(target="vda", path="/pool/copy", image_format="raw", others=["vdb"])
+    connection = Connection(Copied(code, copied), "qemu:///system")
+    if waits:
+        assert connection.begin_backup("0000-1", document) is False
+    else:
+        with pytest.raises(LibvirtError, match="start a backup job"):
+            connection.begin_backup("0000-1", document)
+
+
 def ask(handle: Any) -> bool:
     return Connection(handle, "qemu:///system").has_job("0000-1")
 
@@ -304,7 +336,9 @@ def test_a_job_that_libvirt_lost_is_told_with_what_helps() -> None:
         ask(Handle(code=libvirt.VIR_ERR_INTERNAL_ERROR, said="internal error: backup job data missing"))
 
 
-@pytest.mark.parametrize(("code", "kind"), [(libvirt.VIR_ERR_RPC, ConnectionFailed), (libvirt.VIR_ERR_INTERNAL_ERROR, LibvirtError)])
+@pytest.mark.parametrize(("code", "kind"), [
+    (libvirt.VIR_ERR_RPC, ConnectionFailed), (libvirt.VIR_ERR_INTERNAL_ERROR, LibvirtError), (libvirt.VIR_ERR_OPERATION_TIMEOUT, Locked),
+])
 def test_other_failures(code: int, kind: type[StorageError]) -> None:
     with pytest.raises(kind, match="look for jobs of domain 0000-1.*out of order"):
         ask(Handle(code=code, said="out of order"))

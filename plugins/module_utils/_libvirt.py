@@ -125,7 +125,9 @@ class Connection:
                 return
             except libvirt.libvirtError as error:
                 busy = self._is_busy(pool, error)
-                self._revive(pool, definition, persistent)
+                if error.get_error_code() not in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_STORAGE_POOL):
+                    # Else somebody stopped it before, who means that.
+                    self._revive(pool, definition, persistent)
                 if not busy:
                     raise _as_ours(error, f"refresh storage pool {pool.name!r}") from error
                 if time.monotonic() > deadline:

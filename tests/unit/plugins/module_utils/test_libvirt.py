@@ -12,7 +12,13 @@ import pytest
 
 libvirt = pytest.importorskip("libvirt")
 
-from ansible_collections.hypervisor.storage.plugins.module_utils._errors import ConnectionFailed, LibvirtError, Locked, StorageError  # noqa: E402
+from ansible_collections.hypervisor.storage.plugins.module_utils._errors import (  # noqa: E402
+    ConnectionFailed,
+    LibvirtError,
+    Locked,
+    PoolInactive,
+    StorageError,
+)
 from ansible_collections.hypervisor.storage.plugins.module_utils._libvirt import Connection  # noqa: E402
 from ansible_collections.hypervisor.storage.plugins.module_utils._model import Pool  # noqa: E402
 from ansible_collections.hypervisor.storage.plugins.module_utils._xml import build_backup  # noqa: E402
@@ -160,6 +166,24 @@ def test_a_busy_pool_is_waited_for_whatever_language_libvirt_speaks(stops: bool)
     else:
         connection.refresh(pool)
     assert (handle.asked, handle.isActive()) == (1 if stops else 3, 1)
+
+
+class Stopped(Busy):
+    """A pool that somebody stops right before it is refreshed."""
+
+    def refresh(self, flags: int) -> None:
+        self._active = 0
+        raise failure(libvirt.VIR_ERR_OPERATION_INVALID, "storage pool 'pool' is not active", libvirt.VIR_FROM_STORAGE)
+
+
+def test_a_pool_that_somebody_stopped_stays_so() -> None:
+    """To start it would mount what was to be unmounted, and activate a volume group that is to be another host's by now."""
+    handle, pool = Stopped(stops=True), Pool("pool", "0000-2", "logical", "/dev/pool", True, 0, 0, 0)
+    connection = Connection(None, "qemu:///system")
+    connection._pools[pool.uuid] = handle
+    with pytest.raises(PoolInactive, match="Start the pool"):
+        connection.refresh(pool)
+    assert not handle.isActive()
 
 
 class Undescribable:

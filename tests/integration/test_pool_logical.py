@@ -14,7 +14,7 @@ import pytest
 from support.hypervisors import Hypervisor, Pool, disk, domain_xml
 from support.images import MIB, digest, held_by_qemu_io, make, noise, sha, take_snapshot, wait_until, write
 from support.lvm import VolumeGroup
-from support.runs import finish_module, start_module
+from support.runs import finish_module, run_play, start_module
 
 CONTENT = noise(2 * MIB) + bytes(2 * MIB)  # of what make() makes
 STALE = b"\xee"  # what is on a volume that nobody wrote to yet
@@ -233,3 +233,21 @@ def test_killed_copy_leaves_no_volume_and_the_next_run_clears_up(host, group, fi
     assert "b" not in group.volumes() and run("volume_info")["volumes"] == []
     assert run("volume_clone", **wish)["changed"]
     assert list(group.volumes()) == ["b"] and group.content("b") == noise(48 * MIB)
+
+
+def test_an_environment_is_torn_down_without_what_others_made(host, group, run):
+    """A logical volume that somebody made anew under one of the names is not the copy."""
+    assert run("volume", name=["a", "b"], size="4M")["changed"]
+    wish = {"uri": host.uri, "pool": "vg", "prefix": "copy-", "name": "a,b", "record_dir": str(host.root / "records")}
+
+    def environment_of(state):
+        variables = {f"clone_environment_{name}": value for name, value in {**wish, "state": state}.items()}
+        tasks = [{"ansible.builtin.include_role": {"name": "hypervisor.storage.clone_environment"}, "vars": variables},
+                 {"ansible.builtin.debug": {"var": "clone_environment_result"}, "register": "told"}]
+        return run_play(tasks, prefix=group.prefix)["told"]["clone_environment_result"]
+
+    assert environment_of("present")["changed"]
+    assert run("volume", name="copy-a", state="absent")["changed"] and run("volume", name="copy-a", size="4M")["changed"]
+    result = environment_of("absent")
+    assert result["left"] == [{"name": "copy-a", "pool": "vg"}], result
+    assert {"a", "b", "copy-a"} <= set(group.volumes()) and "copy-b" not in group.volumes()

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -186,44 +187,43 @@ def test_a_pool_that_somebody_stopped_stays_so() -> None:
     assert not handle.isActive()
 
 
-class Undescribable:
-    """A pool with one volume, of which libvirt knows no name for what its header names as its backing format."""
+class OneVolume:
+    """A pool of files with one volume, which describes itself like this."""
 
-    def storageVolLookupByName(self, name: str) -> Undescribable:
+    def __init__(self, describe: Callable[[], str]) -> None:
+        self._describe = describe
+
+    def storageVolLookupByName(self, name: str) -> OneVolume:
         return self
 
-    def listAllVolumes(self, flags: int) -> list[Undescribable]:
+    def listAllVolumes(self, flags: int) -> list[OneVolume]:
         return [self]
 
     def XMLDesc(self, flags: int) -> str:
-        raise failure(libvirt.VIR_ERR_INTERNAL_ERROR, "Interner Fehler: unbekannte Format-Nummer 42", libvirt.VIR_FROM_STORAGE)
+        return self._describe()
+
+
+def one_volume(describe: Callable[[], str]) -> tuple[Connection, Pool]:
+    connection, pool = Connection(None, "qemu:///system"), Pool("pool", "0000-2", "dir", "/pool", True, 0, 0, 0)
+    connection._pools[pool.uuid] = OneVolume(describe)
+    return connection, pool
 
 
 def test_a_volume_that_libvirt_cannot_describe_is_left_out() -> None:
-    connection, pool = Connection(None, "qemu:///system"), Pool("pool", "0000-2", "dir", "/pool", True, 0, 0, 0)
-    connection._pools[pool.uuid] = Undescribable()
+    """libvirt knows no name for what its header names as its backing format."""
+
+    def describe() -> str:
+        raise failure(libvirt.VIR_ERR_INTERNAL_ERROR, "Interner Fehler: unbekannte Format-Nummer 42", libvirt.VIR_FROM_STORAGE)
+
+    connection, pool = one_volume(describe)
     assert connection.volume(pool, "top") is None
     assert connection.volumes(pool) == []
 
 
-class Volume:
-    """A pool with one volume, whose header names a backing file that isn't UTF-8."""
-
-    def storageVolLookupByName(self, name: str) -> Volume:
-        return self
-
-    def listAllVolumes(self, flags: int) -> list[Volume]:
-        return [self]
-
-    def XMLDesc(self, flags: int) -> str:
-        below = b"<backingStore><path>/pool/b\xbf</path></backingStore>"
-        document = b"<volume><name>top</name><target><format type='qcow2'/></target>%s</volume>" % below
-        return document.decode("utf-8")  # as libvirt's binding does
-
-
 def test_a_volume_may_name_any_bytes_as_its_backing_file() -> None:
-    connection, pool = Connection(None, "qemu:///system"), Pool("pool", "0000-2", "dir", "/pool", True, 0, 0, 0)
-    connection._pools[pool.uuid] = Volume()
+    below = b"<backingStore><path>/pool/b\xbf</path></backingStore>"
+    document = b"<volume><name>top</name><target><format type='qcow2'/></target>%s</volume>" % below
+    connection, pool = one_volume(lambda: document.decode("utf-8"))  # as libvirt's binding does
     definition = connection.volume(pool, "top")
     assert definition is not None and (definition.format, definition.backing_path) == ("qcow2", "/pool/b\ufffd")
     assert connection.volumes(pool) == [definition]

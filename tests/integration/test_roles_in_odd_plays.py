@@ -1,0 +1,98 @@
+# Copyright: Contributors to the hypervisor.storage collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Roles in plays that were not written for them: what the play has of its own must cost nobody a volume."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.hypervisors import disk
+from support.images import digest, make, write
+from support.runs import environment, run_play
+
+
+@pytest.fixture
+def use(hypervisor):
+    """Tasks that use a role and tell its result, also of a failure, under the role's name."""
+
+    def tasks(role, **wishes):
+        variables = {f"{role}_{name}": value for name, value in {"uri": hypervisor.uri, **wishes}.items()}
+        return [{"block": [{"ansible.builtin.include_role": {"name": f"hypervisor.storage.{role}"}, "vars": variables}],
+                 "rescue": [{"ansible.builtin.set_fact": {"heard": "{{ ansible_failed_result.msg | default('') }}"}}]},
+                {"ansible.builtin.debug": {"msg": {"result": f"{{{{ {role}_result }}}}", "heard": "{{ heard | default('') }}"}},
+                 "register": role}]
+
+    return tasks
+
+
+def test_a_play_that_ignores_errors_keeps_the_only_backup(pool, make_pool, domain, use):
+    """The new backup fails, since the domain runs."""
+    backups = make_pool()
+    domain(disk(make(pool / "web1")))
+    make(backups / "web1-20200101T000000Z")
+    tasks = use("backup_volume", name="web1", pool=pool.name, backup_pool=backups.name, keep=1, consistency="offline")
+    told = run_play(tasks, play={"ignore_errors": True})["backup_volume"]["msg"]
+    assert told["result"]["failed"] and told["result"]["failures"][0]["reason"] == "volume_in_use", told
+    assert [path.name for path in backups.path.iterdir()] == ["web1-20200101T000000Z"]
+
+
+def test_hosts_that_take_turns_do_not_delete_each_others_new_backup(pool, make_pool, use):
+    """Both name one volume, or two of one name: who comes second can't tell whose the first one's backup is."""
+    backups = make_pool()
+    make(pool / "web1")
+    play = {"hosts": "localhost,second", "serial": 1}
+    tasks = use("backup_volume", name="web1", pool=pool.name, backup_pool=backups.name, keep=1)
+    told = run_play(tasks, play=play, arguments=["-i", "localhost,second,"])["backup_volume"]["msg"]
+    assert "localhost has just made backups of the same names" in told["heard"], told
+    (only,) = backups.path.iterdir()
+    assert digest(only) == digest(pool / "web1")
+
+
+def test_names_that_yaml_takes_for_numbers(pool, use):
+    make(pool / "2024")
+    told = run_play(use("delete_volume", name=[2024], pool=pool.name))["delete_volume"]["msg"]["result"]
+    assert (told["deleted"], told["absent"]) == (["2024"], []), told
+    assert not (pool / "2024").exists()
+
+
+@pytest.mark.parametrize("really", [True, False])
+def test_two_volumes_of_a_name_when_the_command_line_and_the_play_differ_about_check_mode(pool, make_pool, use, really):
+    """The play's word counts: it moves, and nothing is lost, or it touches nothing."""
+    target = make_pool()
+    write(make(pool / "web1"), 0x42)
+    make(target / "web1")
+    before, wanted = digest(target / "web1"), digest(pool / "web1")
+    records = str(target.path.parent / "records")
+    tasks = use("migrate_volume", name="web1", pool=pool.name, target_pool=target.name, replace=True, record_dir=records)
+    arguments = ["--check"] if really else []
+    run_play(tasks, play={"check_mode": not really}, arguments=arguments)
+    if really:
+        assert digest(target / "web1") == wanted
+    else:
+        assert (digest(target / "web1"), digest(pool / "web1")) == (before, wanted)
+
+
+def test_two_pools_that_show_one_directory(pool, make_pool, outside, use):
+    (outside / "alias").symlink_to(pool.path)
+    alias = make_pool(path=outside / "alias")
+    make(pool / "web1")
+    before = digest(pool / "web1")
+    told = run_play(use("migrate_volume", name="web1", pool=pool.name, target_pool=alias.name, replace=True))["migrate_volume"]["msg"]
+    assert "is one and the same" in told["heard"] and told["result"]["failed"], told
+    assert digest(pool / "web1") == before
+
+
+def test_the_tour_does_not_tidy_up_a_pool_of_somebody_else(hypervisor, pool, tmp_path):
+    make(pool / "web1")
+    settings = {"demo_uri": hypervisor.uri, "demo_dir": str(tmp_path), "demo_pool": pool.name, "ansible_python_interpreter": sys.executable}
+    playbook = str(Path(sys.executable).parent / "ansible-playbook")
+    argv = [playbook, "hypervisor.storage.demo", "-i", "localhost,", "-e", json.dumps(settings)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, env=environment())
+    assert done.returncode != 0 and "not that of this tour" in done.stdout + done.stderr, done.stdout
+    assert (pool / "web1").exists() and pool.virt.isActive()

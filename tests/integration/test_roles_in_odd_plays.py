@@ -96,3 +96,23 @@ def test_the_tour_does_not_tidy_up_a_pool_of_somebody_else(hypervisor, pool, tmp
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, env=environment())
     assert done.returncode != 0 and "not that of this tour" in done.stdout + done.stderr, done.stdout
     assert (pool / "web1").exists() and pool.virt.isActive()
+
+
+def test_a_job_of_many_hosts_hands_on_that_one_failed(pool, tmp_path, hypervisor):
+    """The first host fails, the second does well: the last word must not be the second's alone."""
+    make(pool / "web1")
+    hosts = {"first": {"grow_volume_name": "nowhere"}, "second": {"grow_volume_name": "web1"}}
+    here = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    inventory, book = tmp_path / "hosts.json", tmp_path / "book.json"
+    inventory.write_text(json.dumps({"all": {"hosts": {name: {**here, **own} for name, own in hosts.items()}}}))
+    wishes = {"grow_volume_uri": hypervisor.uri, "grow_volume_pool": pool.name, "grow_volume_size": "64M"}
+    book.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "vars": wishes, "roles": ["hypervisor.storage.grow_volume"]}]))
+    argv = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(inventory), str(book)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False,
+                          env=environment(ANSIBLE_SHOW_CUSTOM_STATS="1"))
+    said = done.stdout.replace("\n", " ")
+    assert done.returncode == 2 and "CUSTOM STATS" in said, done.stdout + done.stderr
+    stats = said[said.index("CUSTOM STATS"):]
+    job = json.loads(stats[stats.index("{"):stats.rindex("}") + 1])
+    assert (job["grow_volume_result"]["failed"], job["grow_volume_result"]["reason"]) == (True, "volume_not_found"), job
+    assert {host: result["failed"] for host, result in job["grow_volume_results"].items()} == {"first": True, "second": False}, job

@@ -98,21 +98,45 @@ def test_the_tour_does_not_tidy_up_a_pool_of_somebody_else(hypervisor, pool, tmp
     assert (pool / "web1").exists() and pool.virt.isActive()
 
 
-def test_a_job_of_many_hosts_hands_on_that_one_failed(pool, tmp_path, hypervisor):
+@pytest.fixture
+def run_on_hosts(tmp_path, hypervisor):
+    """``run(role, hosts, **wishes)``: the role on hosts that have wishes of their own; what its job hands on."""
+
+    def run(role, hosts, **wishes):
+        here = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+        own = {host: {**here, **{f"{role}_{name}": value for name, value in his.items()}} for host, his in hosts.items()}
+        inventory, book = tmp_path / "hosts.json", tmp_path / "book.json"
+        inventory.write_text(json.dumps({"all": {"hosts": own}}))
+        for_all = {f"{role}_{name}": value for name, value in {"uri": hypervisor.uri, **wishes}.items()}
+        book.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "vars": for_all, "roles": [f"hypervisor.storage.{role}"]}]))
+        argv = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(inventory), str(book)]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, env=environment(ANSIBLE_SHOW_CUSTOM_STATS="1"))
+        said = done.stdout.replace("\\n", " ")
+        assert done.returncode == 2 and "CUSTOM STATS" in said, done.stdout + done.stderr
+        stats = said[said.index("CUSTOM STATS"):]
+        return json.loads(stats[stats.index("{"):stats.rindex("}") + 1])
+
+    return run
+
+
+def test_a_job_of_many_hosts_hands_on_that_one_failed(pool, run_on_hosts):
     """The first host fails, the second does well: the last word must not be the second's alone."""
     make(pool / "web1")
-    hosts = {"first": {"grow_volume_name": "nowhere"}, "second": {"grow_volume_name": "web1"}}
-    here = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
-    inventory, book = tmp_path / "hosts.json", tmp_path / "book.json"
-    inventory.write_text(json.dumps({"all": {"hosts": {name: {**here, **own} for name, own in hosts.items()}}}))
-    wishes = {"grow_volume_uri": hypervisor.uri, "grow_volume_pool": pool.name, "grow_volume_size": "64M"}
-    book.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "vars": wishes, "roles": ["hypervisor.storage.grow_volume"]}]))
-    argv = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(inventory), str(book)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False,
-                          env=environment(ANSIBLE_SHOW_CUSTOM_STATS="1"))
-    said = done.stdout.replace("\n", " ")
-    assert done.returncode == 2 and "CUSTOM STATS" in said, done.stdout + done.stderr
-    stats = said[said.index("CUSTOM STATS"):]
-    job = json.loads(stats[stats.index("{"):stats.rindex("}") + 1])
+    job = run_on_hosts("grow_volume", {"first": {"name": "nowhere"}, "second": {"name": "web1"}}, pool=pool.name, size="64M")
     assert (job["grow_volume_result"]["failed"], job["grow_volume_result"]["reason"]) == (True, "volume_not_found"), job
     assert {host: result["failed"] for host, result in job["grow_volume_results"].items()} == {"first": True, "second": False}, job
+
+
+def test_volumes_of_one_name_of_which_one_stays(pool, make_pool, run_on_hosts):
+    """Each host has its own: that the one is gone must not hide that the other is not."""
+    other = make_pool()
+    make(pool / "web1")
+    stays = make(other / "web1")
+    subprocess.run(["chattr", "+i", stays], check=True)
+    try:
+        job = run_on_hosts("delete_volume", {"first": {"pool": pool.name}, "second": {"pool": other.name}}, name="web1")
+    finally:
+        subprocess.run(["chattr", "-i", stays], check=True)
+    told = job["delete_volume_result"]
+    assert told["failed"] and (told["deleted"], told["not_deleted"]) == (["web1"], ["web1"]), told
+    assert "second: " in told["msg"] and not (pool / "web1").exists() and stays.exists(), told

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from support.hypervisors import disk
-from support.images import digest, make, write
+from support.images import digest, make, sh, write
 from support.runs import environment, run_play
 
 
@@ -110,7 +110,8 @@ def run_on_hosts(tmp_path, hypervisor):
         for_all = {f"{role}_{name}": value for name, value in {"uri": hypervisor.uri, **wishes}.items()}
         book.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "vars": for_all, "roles": [f"hypervisor.storage.{role}"]}]))
         argv = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(inventory), str(book)]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, env=environment(ANSIBLE_SHOW_CUSTOM_STATS="1"))
+        env = environment(ANSIBLE_SHOW_CUSTOM_STATS="1")
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, env=env)
         said = done.stdout.replace("\\n", " ")
         assert done.returncode == 2 and "CUSTOM STATS" in said, done.stdout + done.stderr
         stats = said[said.index("CUSTOM STATS"):]
@@ -132,11 +133,11 @@ def test_volumes_of_one_name_of_which_one_stays(pool, make_pool, run_on_hosts):
     other = make_pool()
     make(pool / "web1")
     stays = make(other / "web1")
-    subprocess.run(["chattr", "+i", stays], check=True)
+    sh("chattr", "+i", stays)
     try:
         job = run_on_hosts("delete_volume", {"first": {"pool": pool.name}, "second": {"pool": other.name}}, name="web1")
     finally:
-        subprocess.run(["chattr", "-i", stays], check=True)
+        sh("chattr", "-i", stays)
     told = job["delete_volume_result"]
     assert told["failed"] and (told["deleted"], told["not_deleted"]) == (["web1"], ["web1"]), told
     assert "second: " in told["msg"] and not (pool / "web1").exists() and stays.exists(), told

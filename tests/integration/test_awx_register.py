@@ -136,6 +136,9 @@ def test_registered_and_again(awx):
         assert template["playbook"] == definition["playbook"] and template["project"] == project["id"]
         assert template["execution_environment"] == environment_["id"] and template["credentials"] == [1]
         assert template["become_enabled"] is template["survey_enabled"] is template["ask_job_type_on_launch"] is True
+        # Hosts that share storage have to be asked together, and one job after the other.
+        assert template["job_slice_count"] == 1
+        assert template["allow_simultaneous"] is template["ask_limit_on_launch"] is False
         assert awx.surveys[str(template["id"])]["spec"] == definition["survey"]
 
     awx.writes.clear()

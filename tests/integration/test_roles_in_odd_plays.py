@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.hypervisors import disk
+from support.hypervisors import disk, domain_xml
 from support.images import digest, make, sh, write
 from support.runs import environment, run_play
 
@@ -100,20 +100,23 @@ def test_the_tour_does_not_tidy_up_a_pool_of_somebody_else(hypervisor, pool, tmp
 
 @pytest.fixture
 def run_on_hosts(tmp_path, hypervisor):
-    """``run(role, hosts, **wishes)``: the role on hosts that have wishes of their own; what its job hands on."""
+    """``run(role, hosts, **wishes)``: the role on hosts that have variables of their own; what its job hands on."""
 
-    def run(role, hosts, **wishes):
+    def run(role, hosts, play=None, fails=True, **wishes):
         here = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
-        own = {host: {**here, **{f"{role}_{name}": value for name, value in his.items()}} for host, his in hosts.items()}
         inventory, book = tmp_path / "hosts.json", tmp_path / "book.json"
-        inventory.write_text(json.dumps({"all": {"hosts": own}}))
-        for_all = {f"{role}_{name}": value for name, value in {"uri": hypervisor.uri, **wishes}.items()}
-        book.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "vars": for_all, "roles": [f"hypervisor.storage.{role}"]}]))
+        inventory.write_text(json.dumps({"all": {"hosts": {host: {**here, **own} for host, own in hosts.items()}}}))
+        default = {"uri": hypervisor.uri, **wishes}
+        for_all = {f"{role}_{name}": value for name, value in default.items()}
+        # Of the least precedence, so that a host's own win.
+        (tmp_path / "group_vars").mkdir(exist_ok=True)
+        (tmp_path / "group_vars" / "all.json").write_text(json.dumps(for_all))
+        book.write_text(json.dumps([{"hosts": "all", "gather_facts": False, **(play or {}), "roles": [f"hypervisor.storage.{role}"]}]))
         argv = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(inventory), str(book)]
         env = environment(ANSIBLE_SHOW_CUSTOM_STATS="1")
         done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, env=env)
         said = done.stdout.replace("\\n", " ")
-        assert done.returncode == 2 and "CUSTOM STATS" in said, done.stdout + done.stderr
+        assert (done.returncode != 0) == fails and "CUSTOM STATS" in said, done.stdout + done.stderr
         stats = said[said.index("CUSTOM STATS"):]
         return json.loads(stats[stats.index("{"):stats.rindex("}") + 1])
 
@@ -123,21 +126,99 @@ def run_on_hosts(tmp_path, hypervisor):
 def test_a_job_of_many_hosts_hands_on_that_one_failed(pool, run_on_hosts):
     """The first host fails, the second does well: the last word must not be the second's alone."""
     make(pool / "web1")
-    job = run_on_hosts("grow_volume", {"first": {"name": "nowhere"}, "second": {"name": "web1"}}, pool=pool.name, size="64M")
+    hosts = {"first": {"grow_volume_name": "nowhere"}, "second": {"grow_volume_name": "web1"}}
+    job = run_on_hosts("grow_volume", hosts, pool=pool.name, size="64M")
     assert (job["grow_volume_result"]["failed"], job["grow_volume_result"]["reason"]) == (True, "volume_not_found"), job
     assert {host: result["failed"] for host, result in job["grow_volume_results"].items()} == {"first": True, "second": False}, job
 
 
-def test_volumes_of_one_name_of_which_one_stays(pool, make_pool, run_on_hosts):
-    """Each host has its own: that the one is gone must not hide that the other is not."""
+@pytest.fixture
+def each_its_own(pool, make_pool):
+    """Hosts that have a volume of one name each, and where these are."""
     other = make_pool()
-    make(pool / "web1")
-    stays = make(other / "web1")
+    hosts = {"first": {"delete_volume_pool": pool.name}, "second": {"delete_volume_pool": other.name}}
+    return hosts, make(pool / "web1"), make(other / "web1")
+
+
+def test_volumes_of_one_name_of_which_one_stays(run_on_hosts, each_its_own):
+    """Each host has its own: that the one is gone must not hide that the other is not."""
+    hosts, goes, stays = each_its_own
     sh("chattr", "+i", stays)
     try:
-        job = run_on_hosts("delete_volume", {"first": {"pool": pool.name}, "second": {"pool": other.name}}, name="web1")
+        job = run_on_hosts("delete_volume", hosts, name="web1")
     finally:
         sh("chattr", "-i", stays)
     told = job["delete_volume_result"]
     assert told["failed"] and (told["deleted"], told["not_deleted"]) == (["web1"], ["web1"]), told
-    assert "second: " in told["msg"] and not (pool / "web1").exists() and stays.exists(), told
+    assert "second: " in told["msg"] and not goes.exists() and stays.exists(), told
+
+
+def test_a_host_that_drops_out_when_it_is_to_delete(run_on_hosts, each_its_own):
+    """It has answered, and then it is gone: the others tell that what it was to delete may be there or not."""
+    hosts, goes, stays = each_its_own
+    # Where no directory can be made, a host is unreachable.
+    hosts["second"]["ansible_remote_tmp"] = "{{ '/proc/nowhere' if __delete_volume_mine | default([]) else '/tmp/.ansible' }}"
+    job = run_on_hosts("delete_volume", hosts, name="web1")
+    told = job["delete_volume_result"]
+    assert (told["failed"], told["deleted"], told["not_deleted"]) == (True, ["web1"], ["web1"]), told
+    assert "second: " in told["msg"] and "Whether it has deleted anything is not known" in told["msg"], told
+    assert not goes.exists() and stays.exists()
+
+
+@pytest.fixture
+def shared(pool, make_pool, own_hypervisor, tmp_path):
+    """Two hypervisors that know one directory as pools of two names, and a file that says how to define a domain on its volume."""
+    there = make_pool("there", pool.path, on=own_hypervisor)
+    path = make(pool / "web1")
+    (tmp_path / "domain.xml").write_text(domain_xml("next-door", disk(path)))
+    hosts = {"first": {"delete_volume_pool": pool.name},
+             "second": {"delete_volume_pool": there.name, "delete_volume_uri": own_hypervisor.uri}}
+    yield hosts, path
+    for running in own_hypervisor.conn.listAllDomains():
+        running.undefine()
+    there.forget()
+
+
+def test_a_use_that_begins_on_a_host_without_backup_while_another_makes_its_own(run_on_hosts, shared, make_pool, own_hypervisor, tmp_path):
+    """What the host without backup has said is as old as the backup took."""
+    hosts, path = shared
+    backups = make_pool()
+    define = f"virsh -q -c {own_hypervisor.uri} define {tmp_path}/domain.xml >&2; echo {backups.name}"
+    hosts["first"] |= {
+        "delete_volume_backup": True,
+        "delete_volume_backup_pool":
+            f"{{{{ lookup('ansible.builtin.pipe', '{define}') if __delete_volume_backing_up | default(false) else '{backups.name}' }}}}",
+        # Not what the role wants saved: its own word wins.
+        "backup_volume_name": "another", "backup_volume_pool": "nowhere",
+    }
+    told = run_on_hosts("delete_volume", hosts, name="web1")["delete_volume_result"]
+    assert (told["reason"], told["deleted"], told["not_deleted"]) == ("volume_in_use", [], ["web1"]), told
+    assert "on host second, domain next-door uses" in told["msg"], told
+    (saved,) = backups.path.iterdir()
+    assert [saved.name] == told["backups"] and digest(saved) == digest(path)
+
+
+def test_nothing_goes_of_which_this_run_has_no_backup(run_on_hosts, shared, make_pool):
+    """When the answers change during the backup, a host may have to delete what it has not saved."""
+    hosts, path = shared
+    backups = make_pool()
+    for host in hosts.values():
+        host |= {"delete_volume_backup": True, "delete_volume_backup_pool": backups.name}
+    mine = hosts["first"]["delete_volume_pool"]
+    hosts["first"]["delete_volume_pool"] = f"{{{{ 'elsewhere' if __delete_volume_saved | default([]) else '{mine}' }}}}"
+    told = run_on_hosts("delete_volume", hosts, name="web1")["delete_volume_results"]["second"]
+    assert told["failed"] and "No backup was made of web1" in told["msg"] and told["deleted"] == [], told
+    assert path.exists()
+
+
+def test_a_pool_that_the_play_has_for_all_its_looks(run_on_hosts, shared, make_pool, own_hypervisor, tmp_path):
+    """module_defaults: the hosts are asked about all their pools all the same."""
+    hosts, path = shared
+    own_hypervisor.conn.defineXML((tmp_path / "domain.xml").read_text())
+    elsewhere = make_pool("elsewhere")
+    play = {"module_defaults": {"hypervisor.storage.volume_info": {"pool": [elsewhere.name]}}}
+    for host in hosts.values():
+        host["delete_volume_pool"] = hosts["first"]["delete_volume_pool"]
+    told = run_on_hosts("delete_volume", hosts, play=play, name="web1")["delete_volume_result"]
+    assert told["reason"] == "volume_in_use" and "on host second, domain next-door uses" in told["msg"], told
+    assert path.exists()

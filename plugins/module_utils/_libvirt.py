@@ -36,6 +36,9 @@ AGENT_TIMEOUT = 5
 _AGENT_DEFAULT = -2  # VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK
 
 _KNOWS_EXTEND = 12_003_000  # as virConnectGetLibVersion() tells versions
+#: Later ones (seen with 11.3) let a job's speed be set when the backup is over, and not before: qemuDomainBlockJobSetSpeed() takes a
+#: kind of job (VIR_JOB_MODIFY_MIGRATION_SAFE) that qemuBackupBegin() does not allow beside it.
+_LIMITS_BACKUPS = 10_000_999
 
 Answer = TypeVar("Answer")
 _JOBS = {1: "pull", 2: "copy", 3: "commit", 4: "commit", 5: "backup"}  # virDomainBlockJobType
@@ -319,8 +322,13 @@ class Connection:
         return str(done.get(libvirt.VIR_DOMAIN_JOB_ERRMSG) or "the job ended without success"), seconds
 
     def limit_job(self, domain_uuid: str, target: str, speed: int) -> bool:
-        """Let the job of a disk copy no more than ``speed`` bytes a second, 0 for no limit; whether it took that."""
+        """Let the job of a disk copy no more than ``speed`` bytes a second, 0 for no limit; whether it took that.
+
+        Where libvirt would wait with it until the job is over (a guest may be frozen that long), it is not asked.
+        """
         try:
+            if self._handle.getLibVersion() > _LIMITS_BACKUPS:
+                return False
             self._handle.lookupByUUIDString(domain_uuid).blockJobSetSpeed(
                 target, speed, libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES
             )

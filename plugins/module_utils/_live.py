@@ -30,6 +30,9 @@ from ._steps import CopyImage
 #: How long another job of the domain may be in the way, in seconds.
 JOB_TIMEOUT = 60.0
 _POLL = 0.1
+#: How long a guest may be frozen, in seconds, whoever holds up the job's start. Windows takes up its writes again after as long
+#: (Volume Shadow Copy Service, "flush and hold writes").
+FREEZE_LIMIT = 10.0
 #: Bytes a second that are copied while the guest is frozen: a job at full speed would leave the guest no processor to thaw with.
 _SLOWLY = 1 << 20
 
@@ -141,13 +144,15 @@ def _begin(connection: Connection, live: Attachment, document: str, guardian: _G
     deadline = time.monotonic() + JOB_TIMEOUT
     while True:
         frozen: bool | None = False
-        slowed = False
+        slowed = late = False
+        asked = time.monotonic()
         if live.state == "running":
             guardian.tell(_FROZEN)
             _staging.write_frozen(staged_fd, live.domain_uuid)
             frozen = connection.freeze(live.domain_uuid)
         try:
             begun = connection.begin_backup(live.domain_uuid, document)
+            late = time.monotonic() > asked + FREEZE_LIMIT
             if begun and frozen and live.target is not None:
                 slowed = connection.limit_job(live.domain_uuid, live.target, _SLOWLY)
         finally:
@@ -159,7 +164,7 @@ def _begin(connection: Connection, live: Attachment, document: str, guardian: _G
         if slowed:
             _go_at_full_speed(connection, live)
         if begun:
-            return _moment(live, frozen)
+            return _moment(live, frozen, late=late)
         if time.monotonic() > deadline:
             raise _busy(live)
         time.sleep(_POLL * 5)
@@ -177,9 +182,17 @@ def _go_at_full_speed(connection: Connection, live: Attachment) -> None:
     )
 
 
-def _moment(live: Attachment, frozen: bool | None) -> Moment:
-    if frozen:
+def _moment(live: Attachment, frozen: bool | None, *, late: bool) -> Moment:
+    if frozen and not late:
         return Moment("filesystem")
+    if frozen:
+        return Moment(
+            "crash",
+            (
+                f"The job that copies the disk of domain {live.domain!r} did not begin within {FREEZE_LIMIT:.0f} s, for which a guest may "
+                "be frozen. It was thawed before, so the copy is as after a power cut.",
+            ),
+        )
     if frozen is False:
         return Moment("crash")
     return Moment(
@@ -281,15 +294,18 @@ def _stand_guard(reader: int, uri: str, domain_uuid: str, path: str) -> None:
             os.dup2(quiet, standard)
         _close_others(reader)
         state, thaw = _THAWED, False
+        wait: float | None = None
         while state != _DONE:
-            if thaw and not select.select([reader], [], [], 1.0)[0]:
+            if not select.select([reader], [], [], wait)[0]:
                 thaw = not _thaw_from_outside(uri, domain_uuid)
+                wait = 1.0 if thaw else None
                 continue
             told = os.read(reader, 1)
             if not told:
                 break
             state = told
-            thaw = thaw or state == _LATE
+            thaw = state == _LATE or (thaw and state != _THAWED)
+            wait = 1.0 if thaw else FREEZE_LIMIT if state == _FROZEN else None
         vanished = time.monotonic()
         deadline = vanished + _GUARD_TIMEOUT
         left = state != _DONE

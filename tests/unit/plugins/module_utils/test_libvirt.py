@@ -48,7 +48,7 @@ class Handle:
 
 
 class Disk:
-    """A connection to a libvirt with one domain, which notes how its disk is resized."""
+    """A connection to a libvirt with one domain, which notes how its disk is resized, and its job slowed down."""
 
     def __init__(self, version: int) -> None:
         self._version = version
@@ -62,6 +62,9 @@ class Disk:
 
     def blockResize(self, target: str, size: int, flags: int) -> None:
         self.asked.append((target, size, flags))
+
+    def blockJobSetSpeed(self, target: str, speed: int, flags: int) -> None:
+        self.asked.append((target, speed, flags))
 
 
 class Agent:
@@ -366,3 +369,11 @@ def test_a_job_that_libvirt_lost_is_told_with_what_helps() -> None:
 def test_other_failures(code: int, kind: type[StorageError]) -> None:
     with pytest.raises(kind, match="look for jobs of domain 0000-1.*out of order"):
         ask(Handle(code=code, said="out of order"))
+
+
+@pytest.mark.parametrize(("version", "limited"), [(9_000_000, True), (10_000_000, True), (10_001_000, False), (11_003_000, False)])
+def test_a_backup_is_slowed_down_only_where_libvirt_does_it_at_once(version: int, limited: bool) -> None:
+    """Elsewhere the call would come back when the copy is complete, and the guest stay frozen until then."""
+    disk = Disk(version)
+    assert Connection(disk, "qemu:///system").limit_job("0000-1", "vda", 1 << 20) is limited
+    assert disk.asked == ([("vda", 1 << 20, libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES)] if limited else [])

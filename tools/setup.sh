@@ -13,8 +13,8 @@ demo_packages=(
 # libguestfs boots the cloud kernel: a small one, and a machine without any (a container) has none to offer.
 test_packages=(
     bindfs btrfs-progs busybox-static cloud-guest-utils cpio dropbear-bin fdisk git guestfs-tools kmod libguestfs-tools
-    linux-image-cloud-amd64 lvm2 mmdebstrap openssh-client parted python3-lxml qemu-guest-agent shellcheck supermin systemd-container
-    xfsprogs
+    linux-image-cloud-amd64 lvm2 mmdebstrap openssh-client parted python3-lxml qemu-guest-agent shellcheck supermin
+    systemd-container xfsprogs
     ceph-common ceph-mgr ceph-mon ceph-osd libvirt-daemon-driver-storage-rbd qemu-block-extra
 )
 # What the roles and playbooks use of other collections.

@@ -190,7 +190,8 @@ def _moment(live: Attachment, frozen: bool | None, *, late: bool) -> Moment:
             "crash",
             (
                 f"The job that copies the disk of domain {live.domain!r} did not begin within {FREEZE_LIMIT:.0f} s, for which a guest may "
-                "be frozen. It was thawed before, so the copy is as after a power cut.",
+                "be frozen. The guest was thawed before, so the copy is as after a power cut. If that is not enough, delete the copy and "
+                f"run again when the domain has no other job ('virsh domjobinfo {live.domain}') and its storage is less busy.",
             ),
         )
     if frozen is False:

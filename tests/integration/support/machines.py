@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -41,7 +42,11 @@ class Machine:
         """The number that the container's systemd has outside; empty as long as there is none."""
         assert self._container and self._container.poll() is None, "the container ended"
         children = Path(f"/proc/{self._container.pid}/task/{self._container.pid}/children").read_text().split()
-        return next((child for child in children if Path(f"/proc/{child}/comm").read_text() == "systemd\n"), "")
+        for child in children:
+            with contextlib.suppress(OSError):  # the one that prepares the container ends meanwhile
+                if Path(f"/proc/{child}/comm").read_text() == "systemd\n":
+                    return child
+        return ""
 
     def says(self, *argv: str) -> str:
         """What a command in the running system prints."""
@@ -54,7 +59,8 @@ class Machine:
 
     def power_off(self) -> None:
         if self._container:
-            self.says("systemctl", "poweroff")
+            if self.door.exists():
+                self.says("systemctl", "poweroff")
             try:
                 self._container.wait(60)
             except subprocess.TimeoutExpired:

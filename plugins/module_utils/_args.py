@@ -10,6 +10,11 @@ from typing import Any
 
 from ansible.module_utils.basic import env_fallback
 
+from . import _archive
+
+# Here, since every module imports this file first; the larger ones come after it.
+_archive.compile_once(__name__.rpartition(".")[0])
+
 DEFAULT_URI = "qemu:///system"
 
 

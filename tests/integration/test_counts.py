@@ -6,11 +6,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from collections import Counter
+
 import pytest
 from support.counting import Counts, count
 from support.hypervisors import disk, domain_xml
 from support.images import blank, make, overlay
-from support.runs import environment
+from support.runs import environment, run_adhoc
 
 FEW, MANY = 10, 60
 HEAD = 4096  # bytes that are read of an image
@@ -61,6 +66,31 @@ def test_nothing_to_do(counted, make_pool, module, params):
     assert growth(small, large).keys() <= {"virStoragePoolGetXMLDesc"}
     assert large.opened_in(many.path) <= MANY + 2 and large.opened_in(few.path) <= FEW
     assert large.read - small.read <= MANY * HEAD
+
+
+WATCH = """
+import json, runpy, sys
+compiled = []
+sys.addaudithook(lambda event, about: compiled.append(str(about[1])) if event == "compile" else None)
+try:
+    runpy.run_path(sys.argv.pop(1), run_name="__main__")
+finally:
+    print(json.dumps(compiled), file=sys.stderr)
+"""
+
+
+def test_each_file_that_ansible_sends_is_compiled_once(hypervisor, pool, tmp_path):
+    """The real payload, from its archive; Python alone would compile each file twice. All of them bear their names."""
+    blank(pool / "v")
+    sent = dict(ANSIBLE_KEEP_REMOTE_FILES="1", ANSIBLE_REMOTE_TEMP=str(tmp_path))
+    line = f"uri={hypervisor.uri} pool={pool.name} name=v size=1M"
+    assert run_adhoc("volume", line, **sent)["changed"] is False
+    (payload,) = tmp_path.rglob("AnsiballZ_volume.py")
+    done = subprocess.run([sys.executable, "-c", WATCH, payload], capture_output=True, text=True, timeout=60, check=True, cwd="/")
+    assert json.loads(done.stdout)["volume"]["name"] == "v"
+    ours = Counter(name.rpartition("/")[2] for name in json.loads(done.stderr) if "/plugins/module_utils/_" in name)
+    assert len(ours) > 15 and {"_inventory.py", "_libvirt.py"} <= set(ours)
+    assert {name: times for name, times in ours.items() if times > 1}.keys() <= {"__init__.py", "_archive.py", "_args.py"}
 
 
 def test_many_overlays_at_once(counted, pool):

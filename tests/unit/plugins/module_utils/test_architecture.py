@@ -42,6 +42,7 @@ LAYERS = {
     ),
     "runner": "_runner",
     "options": "_args",
+    "first": "_archive",
 }
 #: ... and which layers it may import from.
 MAY_IMPORT = {
@@ -52,7 +53,8 @@ MAY_IMPORT = {
     "deeds": {"words", "decisions", "gateways", "sight", "deeds"},
     "use cases": {"words", "decisions", "gateways", "sight", "deeds", "use cases"},
     "runner": {"words", "decisions", "gateways", "sight"},
-    "options": set(),
+    "options": {"first"},
+    "first": set(),
     "modules": {"use cases", "runner", "options"},
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}

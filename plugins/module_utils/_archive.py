@@ -29,5 +29,5 @@ def compile_once(package: str) -> None:
     """From now on, files of the package are compiled once, if it comes out of an archive; else nothing changes."""
     importers: dict[str, Any] = sys.path_importer_cache
     for directory in sys.modules[package].__path__:
-        if type(importers.get(directory)) is zipimport.zipimporter:  # Python's own alone: others know what they do
+        if isinstance(importers.get(directory), zipimport.zipimporter):
             importers[directory] = _Importer(directory)

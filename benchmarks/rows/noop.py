@@ -70,7 +70,7 @@ def _table(tasks: dict[str, tuple[str, Task]], plays: Sequence[dict[str, float]]
 
 
 # Counted with valgrind (cachegrind, no caches) over the payloads, in millions of instructions: ping 838, a module that imports libvirt
-# 890, virt_volume 936, volume 1157 (1331 while Python compiled each file twice). Compiling is 178 of that.
+# 890, virt_volume 936, volume 1166 (1331 while Python compiled each file twice). Compiling is 178 of that.
 WHY = (
     "A bare module that imports libvirt is near the mark already. What comes on top is the import of the collection's files, which "
     "Ansible sends as source, so that Python compiles them in each task (once each, in place of twice as Python does by itself); "

@@ -266,6 +266,8 @@ def test_modules_are_documentation_and_one_call(path: Path) -> None:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("DOCUMENTATION", "EXAMPLES", "RETURN")
     ]  # fmt: skip
     assert len(docs) == 3
+    (utils,) = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module != "__future__"]
+    assert utils.names[0].name == "_args", "it keeps the files after it from being compiled twice"
     (main,) = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     assert main.name == "main"
     (call,) = main.body

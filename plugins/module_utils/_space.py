@@ -7,24 +7,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ._directory import can_hold
 from ._errors import InvalidSize
 from ._inventory import Host
 from ._model import Pool
-from ._pinned import pin_source
 from ._plan_image import empty_qcow2_bytes
 from ._plan_space import check_space
-from ._qemu_img import Measure, QemuImg
 from ._size import human
 from ._steps import CopyImage, CreateBlank, CreateOverlay, Delete, Grow, Step, VolumePlan
+
+if TYPE_CHECKING:
+    from ._qemu_img import Measure, QemuImg
 
 
 class SpaceCheck:
     """Sums the needs of all steps of a call; asks qemu-img once for each different image."""
 
     def __init__(self, qemu_img: QemuImg | None = None) -> None:
-        self._qemu_img = qemu_img or QemuImg()
+        self._qemu_img = qemu_img
         self._measured: dict[tuple[object, ...], Measure] = {}
 
     def check(self, host: Host, pool: Pool, plans: Sequence[VolumePlan], *, overcommit: bool) -> tuple[str, ...]:
@@ -74,13 +76,17 @@ class SpaceCheck:
         return now, max(now, step.capacity)
 
     def _measure(self, host: Host, step: CreateBlank | CopyImage) -> Measure:
+        from ._pinned import pin_source  # here, as most volumes need neither
+        from ._qemu_img import QemuImg
+
+        qemu_img = self._qemu_img = self._qemu_img or QemuImg()
         options = {"cluster_size": str(step.cluster_size)} if step.cluster_size is not None else {}
         if isinstance(step, CopyImage):
             options.update((key, value) for key, value in step.features if key == "extended_l2")
         if isinstance(step, CreateBlank):
             key: tuple[object, ...] = (step.format, step.capacity, step.cluster_size)
             if key not in self._measured:
-                self._measured[key] = self._qemu_img.measure_empty(
+                self._measured[key] = qemu_img.measure_empty(
                     capacity=step.capacity, image_format=step.format, options=options
                 )
             return self._measured[key]
@@ -90,7 +96,7 @@ class SpaceCheck:
         key = (source.path, source.snapshot, step.format, step.cluster_size)
         if key not in self._measured:
             with pin_source(host, source, hold=False, what=f"measure {source.label}") as pinned:
-                self._measured[key] = self._qemu_img.measure(
+                self._measured[key] = qemu_img.measure(
                     source=pinned.path,
                     source_format=pinned.format,
                     snapshot=pinned.snapshot,

@@ -16,7 +16,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -185,7 +184,7 @@ def replace(staged: Staged, name: str, *, old_fd: int) -> None:
                 )
             if staged.hidden_name is None:
                 _claim(staged.fd)  # so that nobody takes it for a leftover
-                hidden = _PARTIAL + secrets.token_hex(8)
+                hidden = _PARTIAL + os.urandom(8).hex()
                 os.link(staged.path, hidden, dst_dir_fd=directory_fd, follow_symlinks=True)
                 staged.hidden_name = hidden
             os.rename(staged.hidden_name, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
@@ -229,7 +228,7 @@ def hide_for_wiping(directory: str, name: str, *, ident: Ident | None = None) ->
 
     Raises Exchanged for what isn't ``ident``, or has other names by which its data is wanted.
     """
-    hidden = f"{_DOOMED}{secrets.token_hex(8)}"
+    hidden = f"{_DOOMED}{os.urandom(8).hex()}"
     with contextlib.ExitStack() as stack:
         stack.enter_context(explained(f"hide volume {name!r} of {directory!r}"))
         directory_fd = stack.enter_context(_opened_directory(directory))
@@ -346,7 +345,7 @@ def _open_nameless(directory: str) -> Staged | None:
 
 def _open_hidden(directory: str) -> Staged:
     while True:
-        name = _PARTIAL + secrets.token_hex(8)
+        name = _PARTIAL + os.urandom(8).hex()
         path = os.path.join(directory, name)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         # A sweeper may have met the file before it was claimed: then it is gone, and we take another.

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -205,4 +204,4 @@ def _new_name(prefix: str, end: str | None = None) -> str:
             host = file.read().strip()
     except OSError:
         host = os.uname().nodename.encode()
-    return f"{prefix}{hashlib.sha256(host).hexdigest()[:8]}-{secrets.token_hex(8) if end is None else end}"
+    return f"{prefix}{hashlib.sha256(host).hexdigest()[:8]}-{os.urandom(8).hex() if end is None else end}"

@@ -36,7 +36,7 @@ LAYERS = {
         "_xml _libvirt _directory _locks _staging _chains _domains _landlock _qemu_img _libguestfs _pool_tools _rbd _clusters _holes"
     ),
     "sight": "_inventory _describe _refresh",
-    "deeds": "_sources _pinned _space _live _copy _grow _without_files _apply",
+    "deeds": "_sources _pinned _space _live _copy _grow _without_files _new_file _create_empty _create_copy _delete _apply",
     "use cases": (
         "_named_volumes _ensure_volume _resize_volume _clone_volume _compress_volume _find_volumes"
     ),
@@ -155,6 +155,15 @@ def test_a_run_that_changes_nothing_imports_no_hands(name: str) -> None:
     found = imported_at_once(PLUGINS / "modules" / f"{name}.py")
     assert {"_runner", "_inventory", "_libvirt"} <= found
     assert not found & hands
+
+
+@pytest.mark.parametrize("name", ["_apply", "_create_empty", "_space"])
+def test_what_makes_an_empty_volume_imports_no_other_hands(name: str) -> None:
+    """Nor does a volume that is raw need qemu-img."""
+    others = {"_copy", "_live", "_grow", "_create_copy", "_without_files", "_delete", "_pinned", "_qemu_img", "_clusters", "_holes"}
+    found = imported_at_once(PLUGINS / "module_utils" / f"{name}.py")
+    assert "_inventory" in found
+    assert not found & others
 
 
 @by_name

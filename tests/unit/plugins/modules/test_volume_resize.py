@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.hypervisor.storage.plugins.module_utils import _apply, _grow
+from ansible_collections.hypervisor.storage.plugins.module_utils import _grow
 from ansible_collections.hypervisor.storage.plugins.modules import volume_resize
 from ansible_collections.hypervisor.storage.tests.unit.fake_hypervisor import Hypervisor, disk
 
@@ -82,7 +82,7 @@ def test_what_grew_after_the_decision_is_not_cut_off(
         subprocess.run(["qemu-img", "resize", "-q", "-f", image_format, str(path), "3M"], check=True)
         grow(*args)
 
-    monkeypatch.setattr(_apply, "grow", grow_late)
+    monkeypatch.setattr(_grow, "grow", grow_late)
     result = lab.run(volume_resize, name="web", size="2M", preallocation="off")
     assert result.get("reason") == "shrink_refused", result
     assert not any(call[0] == "block_resize" for call in lab.connection.calls)

@@ -29,7 +29,7 @@ from ._errors import InsufficientSpace, Unsupported
 # Smaller blocks would cost more in the file system's own records than they bring.
 _UNIT = 65536
 _CHUNK = 1 << 20
-_SAMPLES = 256
+_SAMPLES = 128
 
 _FIEMAP = 0xC020660B  # FS_IOC_FIEMAP, linux/fiemap.h
 _FIEMAP_SYNC = 1

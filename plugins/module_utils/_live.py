@@ -220,11 +220,9 @@ def _thaw(connection: Connection, live: Attachment) -> None:
 
 def _wait_for_end(connection: Connection, live: Attachment, path: str) -> None:
     began = seen = time.monotonic()
-    pause = _POLL / 4
     while _is_ours(connection, live, path):
         seen = time.monotonic()
-        time.sleep(pause)
-        pause = min(pause * 1.5, _POLL)
+        time.sleep(max(_POLL / 10, min((seen - began) / 20, _POLL)))  # so that a short job is not made much longer
     # libvirt forgets the job first, and then takes the copy from QEMU and gives it back to its owner: who asks the domain waits.
     with contextlib.suppress(StorageError):  # it stopped, and with it the job
         connection.block_capacity(domain_uuid=live.domain_uuid, target=live.target or "")

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import resource
+import select
 import shutil
 import signal
 import stat
@@ -35,7 +36,7 @@ HEADER_MEMORY_BYTES = 1 << 30
 _FRUGAL = {"MALLOC_ARENA_MAX": "1"}
 _PR_SET_PDEATHSIG = 1
 _FLUSH_SECONDS = 0.25
-# Contents are compared in pieces: enough for two processors to end at about the same time, but none too small to be worth a process.
+# Contents are compared in pieces: enough for all processors to end at about the same time, but none too small to be worth a process.
 _PIECES, _LEAST_PIECE = 8, 64 << 20
 # Our way to say an image with its chain is no help to people; QEMU's messages quote it.
 _CHAIN = re.compile(r"'?json:\{.*\}'?")
@@ -80,20 +81,29 @@ def run_tool(argv: Sequence[str], pass_fds: Sequence[int], limited: bool, flush:
 
 
 def run_team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int]) -> list[Completed]:
-    """Run tools that say little, as many at a time as there are processors for, but no more than two: a disk has one head."""
+    """Run tools that say little, some at a time, until all have ended or one fails; returns those that ended, in any order.
+
+    A comparison waits half of its time for the threads that read and decompress for it. So two go to a processor, but no more than
+    four in all: a disk has one head.
+    """
     waiting, ended = list(argvs), []
-    running: list[subprocess.Popen[str]] = []
-    at_once = min(len(os.sched_getaffinity(0)), 2)
+    running: dict[int, subprocess.Popen[str]] = {}  # by the descriptor of what they say
+    at_once = 2 * min(len(os.sched_getaffinity(0)), 2)
+    poll = select.poll()
     with contextlib.ExitStack() as stack:
         while waiting or running:
             while waiting and len(running) < at_once:
                 process = stack.enter_context(start_tool(waiting.pop(0), pass_fds, False))
                 stack.callback(process.kill)
-                running.append(process)
-            process = running.pop(0)
-            stdout, stderr = process.communicate()
-            ended.append(Completed(process.returncode, stdout, stderr))
-            if process.returncode != 0:
+                if process.stdout is not None:
+                    running[process.stdout.fileno()] = process
+                    poll.register(process.stdout, select.POLLIN)
+            for fd, _event in poll.poll():
+                poll.unregister(fd)
+                process = running.pop(fd)
+                stdout, stderr = process.communicate()
+                ended.append(Completed(process.returncode, stdout, stderr))
+            if any(done.returncode != 0 for done in ended):
                 break
     return ended
 
@@ -295,9 +305,11 @@ class QemuImg:
         pieces = _pieces(capacity) if _is_divisible(first) and _is_divisible(second) else []
         if pieces:
             parts = [(_piece_of(first, first_format, *piece), _piece_of(second, second_format, *piece)) for piece in pieces]
-            ended = self._team_runner([[*begin, "-f", "raw", "-F", "raw", "--", *part] for part in parts], fds)
+            argvs = [[*begin, "-f", "raw", "-F", "raw", "--", *part] for part in parts]
+            ended = self._team_runner(argvs, fds)
         else:
-            ended = [self._runner([*begin, "-f", first_format, "-F", second_format, "--", first, second], fds, False)]
+            argvs = [[*begin, "-f", first_format, "-F", second_format, "--", first, second]]
+            ended = [self._runner(argvs[0], fds, False)]
         for done in ended:
             if done.returncode == 1:
                 raise ToolFailed(
@@ -305,6 +317,8 @@ class QemuImg:
                 )
             if done.returncode != 0:
                 raise _failure(f"compare {label or repr(first)} with its copy", done)
+        if len(ended) != len(argvs):
+            raise ToolFailed(f"{label or repr(first)} was not compared with its copy as a whole, so the copy was dropped. Run again.")
 
     def check(self, *, path: str, image_format: str, pass_fds: Sequence[int] = ()) -> bool:
         """Check an image's structure; returns whether it is free of leaked clusters, which waste space but harm nothing."""

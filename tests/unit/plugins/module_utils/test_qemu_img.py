@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -502,10 +503,39 @@ def test_no_further_piece_is_compared_after_a_difference() -> None:
     ]
 
 
+def test_a_team_takes_them_as_they_end(tmp_path: Path) -> None:
+    """Whoever is slow keeps no place of the others; and each of them is heard."""
+    made = [tmp_path / str(number) for number in range(12)]
+    slow = ["sh", "-c", "until [ -e \"$1\" ]; do sleep 0.05; done; echo said", "sh", str(made[-1])]
+    ended = run_team([slow, *(["touch", str(path)] for path in made)], ())
+    assert [(done.returncode, done.stdout) for done in ended] == [(0, "")] * 12 + [(0, "said\n")]
+
+
+@pytest.mark.usefixtures("program")
+def test_what_was_not_compared_is_no_success() -> None:
+    with pytest.raises(ToolFailed, match="as a whole"):
+        QemuImg(team_runner=lambda argvs, _fds: [Completed(0, "", "")] * (len(argvs) - 1)).compare(
+            first="json:{}", first_format="qcow2", second="json:{}", second_format="qcow2", capacity=200 * MIB
+        )
+
+
+def test_a_team_with_more_files_open_than_a_set_of_descriptors_holds(tmp_path: Path) -> None:
+    """select(2) knows 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, hard), hard))
+    held = [os.open(tmp_path, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert run_team([["echo", "said"]], ()) == [Completed(0, "said\n", "")]
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_a_team_ends_at_the_first_failure(tmp_path: Path) -> None:
     began = time.monotonic()
-    argvs = [["true"], ["false"], ["sleep", "60"], ["touch", str(tmp_path / "late")]]
-    assert [done.returncode for done in run_team(argvs, ())] == [0, 1]
+    argvs = [["true"], ["false"], *[["sleep", "60"]] * 4, ["touch", str(tmp_path / "late")]]
+    assert 1 in [done.returncode for done in run_team(argvs, ())]
     assert time.monotonic() - began < 30
     assert not (tmp_path / "late").exists()
 

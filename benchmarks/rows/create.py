@@ -13,7 +13,7 @@ from pathlib import Path
 from ..measure import Arm, Failure, sh, take_turns
 from ..peers import overlay_xml
 from ..place import a_place, remove
-from ..plays import PING, PYTHON, ours, run_play, virt_volume
+from ..plays import PING, PYTHON, ours, run_play, time_tasks, virt_volume
 from ..results import Table, compare
 from .scale import Scale
 
@@ -40,6 +40,11 @@ def measure(scale: Scale) -> Iterator[Table]:
         def prepare_again() -> None:
             run_play(place.root, [wish], changed=0 if (images / names[-1]).exists() else 1)
 
+        def again() -> float:
+            """Beyond a ping in the same play, each the first of its kind, which builds its payload."""
+            ping, found = time_tasks(place.root, [PING, wish], changed=0)
+            return found - ping
+
         def check() -> None:
             if sorted(path.name for path in images.iterdir()) != sorted([*names, "template"]):
                 raise Failure("not all volumes are there")
@@ -60,22 +65,24 @@ def measure(scale: Scale) -> Iterator[Table]:
         times = take_turns([
             Arm("play of a ping", "floor", lambda: run_play(play, [PING], changed=0)),
             Arm("volume, one task", "ours", lambda: run_play(play, [wish], changed=1), prepare, check),
-            Arm("volume, again", "ours", lambda: run_play(play, [wish], changed=0), prepare_again),
+            Arm("volume, again", "ours", again, prepare_again),
             Arm("virt_volume, a loop", "peer", lambda: run_play(play, [loop], changed=1), prepare, check),
             Arm(f"{count} virsh processes", "peer", virsh, prepare, check),
             Arm(create, "peer", lambda: sh(PYTHON, PEERS, "create", uri, "default", template, count), prepare, check),
             Arm(f"{count} qemu-img create, not synced", "floor", qemu_img, prepare, check),
             Arm("one header made and copied, not synced", "floor", by_hand, prepare, check),
         ], scale.rounds, warm_up=True)
-    plays = ("volume, one task", "volume, again", "virt_volume, a loop")
-    table = compare(f"{count} volumes; plays less that of a ping", times, create, less=dict.fromkeys(plays, "play of a ping"),
-                    hide=("play of a ping",))
-    table.remarks.append(f"The whole play with one task took {times['volume, one task'].median:.2f} s.")
+    plays = ("volume, one task", "virt_volume, a loop")
+    title = f"{count} volumes; plays less that of a ping; again: the task less a ping in the same play"
+    table = compare(title, times, create, less=dict.fromkeys(plays, "play of a ping"), hide=("play of a ping",))
+    table.remarks.append(f"The whole play with one task took {times['volume, one task'].median:.2f} s, that with virt_volume "
+                         f"{times['virt_volume, a loop'].median:.1f} s.")
     table.mark(f"{count} volumes in one task, whole play", times["volume, one task"], 1.6, "s",
-               f"A play of one ping takes {times['play of a ping'].median:.2f} s of that on this machine.")
+               f"A play of one ping takes {times['play of a ping'].median:.2f} s of that on this machine. The mark was set where the loop "
+               f"of virt_volume takes 12.1 s, which is {times['virt_volume, a loop'].median:.1f} s here.")
     table.mark(f"{count} volumes in one task, marginal, to libvirt from Python",
                (times["volume, one task"] - times["play of a ping"]) / times[create], 1.2, why=WHY)
-    table.mark("the same again, marginal", times["volume, again"] - times["play of a ping"], 0.3, "s", WHY)
+    table.mark("the same again, marginal", times["volume, again"], 0.3, "s", WHY)
     yield table
 
 

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 
 from ..measure import Arm, Failure, sh, take_turns
 from ..place import a_place, remove
@@ -36,12 +37,14 @@ def measure(scale: Scale) -> Iterator[Table]:
             if target.stat().st_blocks * 512 < size:
                 raise Failure("not all space is reserved")
 
+        pings: list[float] = []
         wish = ours("volume", uri=uri, name="volume", format="raw", size=size)
         nothing = ours("volume", uri=uri, name="volume", state="absent")
 
         def create() -> float:
             """Beyond a ping in the same play; the first task of each kind builds its payload."""
             *_first, ping, made = time_tasks(place.root, [nothing, PING, PING, wish], changed=1)
+            pings.append(ping)
             return made - ping
 
         by_libvirt = ("vol-create-as", "default", "volume", f"{size}B", "--allocation", f"{size}B", "--format", "raw")
@@ -56,7 +59,8 @@ def measure(scale: Scale) -> Iterator[Table]:
         remove(target)
     table = compare(f"{size / GIB:g} GiB; the task less a ping in the same play", times, FALLOCATE)
     table.mark(f"raw volume of {size / GIB:g} GiB, reserved, marginal", times[CREATE], 0.1, "s",
-               "Most of it is what a task of ours costs beyond a ping with nothing to do, see row 1.")
+               "Most of it is what a task of ours costs beyond a ping with nothing to do, see row 1. A ping took "
+               f"{median(pings):.2f} s here, and 0.18 to 0.22 s where the mark was set.")
     yield table
 
 

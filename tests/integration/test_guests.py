@@ -154,6 +154,13 @@ def leave(self, *arguments):
     raise KeyboardInterrupt
 _libvirt.Connection.begin_backup = leave
 """
+STAYS_FROZEN = """
+begin = _libvirt.Connection.begin_backup
+def begin_and_stop(self, *arguments):
+    begin(self, *arguments)
+    time.sleep(600)
+_libvirt.Connection.begin_backup = begin_and_stop
+"""
 NO_THAW = """
 mine, thaw = os.getpid(), _libvirt.Connection.thaw
 _libvirt.Connection.thaw = lambda self, uuid: os.getpid() != mine and thaw(self, uuid)
@@ -296,10 +303,9 @@ def test_killed_between_freeze_and_thaw(hypervisor, guest, busy, frozen):
     name = f"killed{frozen:d}"
     params = {"uri": hypervisor.uri, "source": "files", "source_pool": "busy", "pool": "busy", "name": name}
     called = hooks(guest)
-    process = start_module("volume_clone", params)
+    process = start_module("volume_clone", params, prefix=altered(STAYS_FROZEN) if frozen else ())
     wait_until(lambda: hooks(guest)[len(called):] == ["freeze"])
     if frozen:
-        os.killpg(process.pid, signal.SIGSTOP)
         wait_until(lambda: status(guest) == "frozen")
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -318,9 +324,8 @@ def test_killed_while_frozen_and_its_guardian_too(hypervisor, guest, busy):
     """Nobody is left to thaw the guest: the next run in the pool does, before anything else."""
     params = {"uri": hypervisor.uri, "source": "files", "source_pool": "busy", "pool": "busy", "name": "orphaned"}
     called = hooks(guest)
-    tree = Tree("volume_clone", params)
+    tree = Tree("volume_clone", params, prefix=altered(STAYS_FROZEN))
     wait_until(lambda: hooks(guest)[len(called):] == ["freeze"])
-    os.killpg(tree.process.pid, signal.SIGSTOP)
     wait_until(lambda: status(guest) == "frozen")
     tree.kill(everything=True)
     time.sleep(1)

@@ -20,23 +20,37 @@ _STAND_IN = """#!/bin/bash
 # Stands at /usr/sbin/lvm, to which lvs, lvcreate and all others are links.
 root=@root@ group=@group@
 real() { "$root/real/$1" --config '@config@' "${@:2}"; }
-follow() { # one loop device for each volume that LVM knows, by its UUID
-    local name uuid size file loop seen=" "
+follow() { # one loop device for each volume that LVM knows, by its UUID; its name is kept, since losetup's list can lack one
+    local listed name uuid size file loop lock tries=50 seen=" "
+    exec {lock}>"$root/lock"
+    flock "$lock"
+    # What LVM did not list would be taken for removed.
+    until listed=$(real lvs --noheadings --units b --nosuffix --options lv_name,lv_uuid,lv_size "$group" 2>>"$root/log"); do
+        ((tries--)) || return 5
+        sleep 0.1
+    done
     while read -r name uuid size; do
+        [[ $name ]] || continue
         file=$root/data/$uuid seen+="$uuid "
         [[ -e $file ]] || head -c "$size" /dev/zero | tr '\\0' '\\356' >"$file"
         truncate -s "$size" "$file"
-        loop=$(losetup --noheadings --output NAME --associated "$file")
-        if [[ -n $loop ]]; then losetup --set-capacity "$loop"; else loop=$(losetup --find --show "$file"); fi
+        if [[ -e $root/loops/$uuid ]]; then
+            loop=$(<"$root/loops/$uuid")
+            losetup --set-capacity "$loop"
+        else
+            loop=$(losetup --find --show "$file")
+            echo "$loop" >"$root/loops/$uuid"
+        fi
         [[ -L /dev/$group/$name ]] || rm -f $(find "/dev/$group" -lname "$loop")
         ln -sfn "$loop" "/dev/$group/$name"
-    done < <(real lvs --noheadings --units b --nosuffix --options lv_name,lv_uuid,lv_size "$group" 2>/dev/null)
+    done <<<"$listed"
     for file in "$root"/data/*; do
         [[ -e $file && $seen != *" ${file##*/} "* ]] || continue
-        loop=$(losetup --noheadings --output NAME --associated "$file")
-        rm -f $(find "/dev/$group" -lname "$loop") "$file"
+        loop=$(<"$root/loops/${file##*/}")
+        rm -f $(find "/dev/$group" -lname "$loop") "$file" "$root/loops/${file##*/}"
         losetup --detach "$loop"
     done
+    exec {lock}>&-
 }
 case ${0##*/} in
     vgscan | vgchange | lvchange) ;;
@@ -54,7 +68,7 @@ class VolumeGroup:
     def __init__(self, root: Path, name: str, size: int = 160 * MIB) -> None:
         self.root, self.name = root, name
         self.devices = Path("/dev", name)
-        for directory in (root / "real", root / "data"):
+        for directory in (root / "real", root / "data", root / "loops"):
             directory.mkdir(parents=True)
         shutil.copy(os.path.realpath("/usr/sbin/lvm"), root / "real" / "lvm")
         for tool in ("lvs", "vgs", "pvs", "lvcreate", "lvremove", "lvrename", "lvextend", "pvcreate", "vgcreate"):

@@ -523,7 +523,7 @@ def test_a_team_with_more_files_open_than_a_set_of_descriptors_holds(tmp_path: P
     """select(2) knows 1024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, hard), hard))
-    held = [os.open(tmp_path, os.O_RDONLY) for _ in range(1100)]
+    held = [os.open(tmp_path, os.O_RDONLY) for _number in range(1100)]
     try:
         assert run_team([["echo", "said"]], ()) == [Completed(0, "said\n", "")]
     finally:

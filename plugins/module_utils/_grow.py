@@ -240,10 +240,10 @@ def _grow_without_file(host: Host, step: Grow) -> None:
         _assert_grows(host.connection, step)
         host.ceph(step.pool).grow(step.name, step.capacity)
         return
-    host.connection.refresh(step.pool)
+    host.refresh(step.pool)
     _assert_grows(host.connection, step)  # 'zfs set' would cut off what is too much
     _pool_tools.grow(step.pool.type, path=step.path, capacity=step.capacity)
-    host.connection.refresh(step.pool)
+    host.refresh(step.pool)
 
 
 def _assert_grows(connection: Connection, step: Grow) -> None:

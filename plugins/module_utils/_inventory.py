@@ -10,6 +10,7 @@ view is; for the others libvirt is asked.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,7 +19,7 @@ from . import _chains, _directory, _domains, _formats, _locks, _xml
 from ._errors import ConnectionFailed, PoolInactive, Unsupported
 from ._image_header import ImageHeader, raw_header
 from ._libvirt import Connection
-from ._model import MANAGED_POOL_TYPES, Attachment, Dependent, Ident, Pool
+from ._model import MANAGED_POOL_TYPES, RENAMED_POOL_TYPES, Attachment, Dependent, Ident, Pool
 from ._names import STAGING_PREFIX
 
 _RBD_DEVICES = "/dev/rbd/"
@@ -207,8 +208,15 @@ class Host:
     def _freshen(self, pool: Pool) -> None:
         """Let libvirt see what others did to a pool without files: it remembers only what it did itself."""
         if pool.type in MANAGED_POOL_TYPES and pool.uuid not in self._fresh:
-            self.connection.refresh(pool)
+            self.refresh(pool)
             self._fresh.add(pool.uuid)
+
+    def refresh(self, pool: Pool) -> None:
+        """Let libvirt read a pool anew, while no run of ours renames a volume that is no file."""
+        with contextlib.ExitStack() as held:
+            if pool.type in RENAMED_POOL_TYPES:
+                held.enter_context(_locks.hold_list(pool.place))
+            self.connection.refresh(pool)
 
     def has_hidden(self, pool: Pool) -> bool:
         """Whether a pool without files holds volumes in the making, or what a killed run left of some."""

@@ -119,6 +119,17 @@ def hold_names(place: Ident, names: Iterable[str], *, timeout: float | None = No
             os.close(fd)
 
 
+@contextlib.contextmanager
+def hold_list(place: Ident) -> Iterator[None]:
+    """Hold the list of a pool's logical volumes or the like, which we rename without libvirt.
+
+    Were one renamed while libvirt reads the pool, libvirt would not find it where it was, and stop the pool. Not to be held
+    twice at once; raises as hold_names().
+    """
+    with hold_names(place, ["(the list of all)"]):  # no volume has that name
+        yield
+
+
 def _lock_names(fd: int, by_offset: dict[int, str], limit: float) -> bool:
     """Lock the bytes of names, in their order; whether another run was in the way. Raises Locked."""
     waited = False

@@ -20,6 +20,8 @@ FILE_POOL_TYPES = frozenset({"dir", "fs", "netfs", "vstorage"})
 NETWORK_POOL_TYPES = frozenset({"rbd", "sheepdog", "gluster", "iscsi-direct"})
 #: Pool types without files whose volumes can be made, grown and deleted.
 MANAGED_POOL_TYPES = frozenset({"logical", "zfs", "rbd"})
+#: Of them, those whose volumes libvirt looks for at the paths that it was told of a moment before.
+RENAMED_POOL_TYPES = frozenset({"logical", "zfs"})
 
 
 class PoolSource(NamedTuple):

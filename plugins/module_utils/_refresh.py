@@ -64,7 +64,7 @@ def tell_libvirt(host: Host, pool: Pool) -> None:
     host.look_again_at(pool)
     if pool.stores_files:
         assert_refreshable(host, pool)
-    host.connection.refresh(pool)
+    host.refresh(pool)
     host.forget()
 
 

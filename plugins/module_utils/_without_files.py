@@ -176,7 +176,8 @@ def _rename(host: Host, pool: Pool, old: str, new: str) -> None:
     definition = host.connection.volume(pool, old)
     if definition is None:
         raise Unsupported(f"Volume {old!r} of pool {pool.name!r} is gone.")
-    _pool_tools.rename(pool.type, path=definition.path, name=new)
+    with _locks.hold_list(pool.place):
+        _pool_tools.rename(pool.type, path=definition.path, name=new)
 
 
 def _clear_rest(device: str, start: int, block: bytes = bytes(1 << 20)) -> None:

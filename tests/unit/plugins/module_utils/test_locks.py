@@ -13,11 +13,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from ansible_collections.hypervisor.storage.plugins.module_utils import _locks
+from ansible_collections.hypervisor.storage.plugins.module_utils import _locks, _pool_tools, _without_files
 from ansible_collections.hypervisor.storage.plugins.module_utils._errors import Exchanged, Locked, StorageError, VolumeInUse
+from ansible_collections.hypervisor.storage.plugins.module_utils._inventory import Host
+from ansible_collections.hypervisor.storage.plugins.module_utils._model import Pool, PoolSource
 
 needs_qemu = pytest.mark.skipif(shutil.which("qemu-io") is None, reason="needs qemu-io")
 
@@ -179,6 +183,33 @@ def test_the_lock_is_not_inherited_by_tools() -> None:
     finally:
         tool.kill()
         tool.wait()
+
+
+def test_no_logical_volume_is_renamed_while_libvirt_reads_its_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libvirt would not find it where it was a moment before, and stop the pool: copies made side by side came to that."""
+    order: list[str] = []
+    reading, go_on = threading.Event(), threading.Event()
+
+    def refresh(_pool: Pool) -> None:
+        order.append("read")
+        reading.set()
+        go_on.wait(10)
+        order.append("done")
+
+    handle: Any = SimpleNamespace(refresh=refresh, volume=lambda _pool, _name: SimpleNamespace(path="/dev/vg/old"))
+    monkeypatch.setattr(_pool_tools, "rename", lambda _type, **_options: order.append("rename"))
+    host, pool = Host(handle), Pool("vg", "uuid", "logical", "/dev/vg", source=PoolSource("vg"))
+    reader = threading.Thread(target=host.refresh, args=(pool,))
+    renamer = threading.Thread(target=_without_files._rename, args=(host, pool, "old", "new"))
+    reader.start()
+    assert reading.wait(10)
+    renamer.start()
+    renamer.join(0.5)
+    assert order == ["read"]
+    go_on.set()
+    reader.join(10)
+    renamer.join(10)
+    assert order == ["read", "done", "rename"]
 
 
 def test_locks_live_in_a_directory_that_only_this_user_can_enter(

@@ -32,8 +32,7 @@ def hold_doomed(host: Host, steps: Sequence[Step], held: contextlib.ExitStack) -
             with _staging.explained(f"open volume {step.name!r} of pool {step.pool.name!r}"):
                 fd = held.enter_context(_locks.hold_image(step.path, exclusive=True, what=f"delete volume {step.name!r}"))
                 idents[step.name] = _directory.identify(f"/proc/self/fd/{fd}")
-    if doomed:
-        host.forget()
+    host.forget()
     going: list[tuple[str, str]] = []
     for step in doomed:
         image = host.image(step.pool, step.name)

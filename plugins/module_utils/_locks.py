@@ -124,9 +124,19 @@ def hold_list(place: Ident) -> Iterator[None]:
     """Hold the list of a pool's logical volumes or the like, which we rename without libvirt.
 
     Were one renamed while libvirt reads the pool, libvirt would not find it where it was, and stop the pool. Not to be held
-    twice at once; raises as hold_names().
+    twice at once; raises Locked.
     """
-    with hold_names(place, ["(the list of all)"]):  # no volume has that name
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(hold_names(place, ["(the list of all)"]))  # no volume has that name
+        except Locked as error:
+            if "volume" not in error.facts:  # it is not about a wait
+                raise
+            raise Locked(
+                f"Other runs have been reading the pool at {place[2]!r}, or renaming a volume in it, for more than {NAME_TIMEOUT:.0f} s. "
+                "Wait for them to end and run again.",
+                pool_source=place[2],
+            ) from None
         yield
 
 

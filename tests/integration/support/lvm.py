@@ -20,7 +20,7 @@ _STAND_IN = """#!/bin/bash
 # Stands at /usr/sbin/lvm, to which lvs, lvcreate and all others are links.
 root=@root@ group=@group@
 real() { "$root/real/$1" --config '@config@' "${@:2}"; }
-follow() { # one loop device for each volume that LVM knows, by its UUID; its name is kept, since losetup's list can lack one
+follow() { # one loop device for each volume that LVM knows, by its UUID; one run at a time
     local listed name uuid size file loop lock tries=50 seen=" "
     exec {lock}>"$root/lock"
     flock "$lock"

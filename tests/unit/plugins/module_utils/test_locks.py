@@ -212,6 +212,14 @@ def test_no_logical_volume_is_renamed_while_libvirt_reads_its_pool(monkeypatch: 
     assert order == ["read", "done", "rename"]
 
 
+def test_the_wait_for_a_pool_is_bounded_and_told_in_words_of_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_locks, "NAME_TIMEOUT", 0.1)
+    with _locks.hold_list(("pool", "logical", "vg")):
+        with pytest.raises(Locked, match="reading the pool at 'vg'") as caught, _locks.hold_list(("pool", "logical", "vg")):
+            pytest.fail("it is held")
+    assert "list of all" not in caught.value.msg
+
+
 def test_locks_live_in_a_directory_that_only_this_user_can_enter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -535,7 +535,7 @@ def test_a_team_with_more_files_open_than_a_set_of_descriptors_holds(tmp_path: P
 def test_a_team_ends_at_the_first_failure(tmp_path: Path) -> None:
     began = time.monotonic()
     argvs = [["true"], ["false"], *[["sleep", "60"]] * 4, ["touch", str(tmp_path / "late")]]
-    assert 1 in [done.returncode for done in run_team(argvs, ())]
+    assert sorted(done.returncode for done in run_team(argvs, ())) in ([0, 1], [1])  # whichever ends first
     assert time.monotonic() - began < 30
     assert not (tmp_path / "late").exists()
 

@@ -65,12 +65,19 @@ def start_module(
     module: str, params: dict[str, Any], *, check: bool = False, diff: bool = False, env: dict[str, str] | None = None,
     prefix: Iterable[str] = (),
 ) -> subprocess.Popen[str]:
-    """The module as a process of its own, in a session of its own, its arguments already fed."""
+    """The module as a process of its own, in a session of its own, its arguments already fed.
+
+    What runs under a prefix may see other files under the names of libvirt's, or be able to write but half of one: it leaves
+    Python's compiled files, which all runs share, as they are. (CPython takes a short write there for a whole one: issue 126606.)
+    """
+    env = env or environment()
+    if prefix:
+        env = {**env, "PYTHONDONTWRITEBYTECODE": "1"}
     with _fed(module, params, check=check, diff=diff) as feed:
         return subprocess.Popen(
             [*prefix, sys.executable, "-m", f"{MODULES}.{module}"],
             stdin=feed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/", start_new_session=True,
-            env=env or environment(), preexec_fn=_hear_interrupts)
+            env=env, preexec_fn=_hear_interrupts)
 
 
 def altered(code: str, *arguments: str) -> list[str]:

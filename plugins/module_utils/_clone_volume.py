@@ -126,6 +126,13 @@ class CloneTask(NamedVolumes):
                 "have no common moment to copy. Stop all of them but one.",
                 attachments=facts,
             )
+        for use in writers:
+            if use.bus is None:
+                raise VolumeInUse(
+                    f"The {where} is the {use.target} of the running domain {use.domain!r}, and no disk: libvirt's backup job copies "
+                    "disks only. Stop the domain.",
+                    attachments=facts,
+                )
         return writers[0]
 
 

@@ -138,7 +138,7 @@ def test_modules_by_full_name_and_no_shell(role: str) -> None:
             assert module.count(".") == 2, f"{task['name']}: {module} is no full name"
             if module == "ansible.builtin.command" and role in PROGRAMS:
                 assert task[module]["argv"][0] == PROGRAMS[role] and task["delegate_to"] == f"{{{{ {role}_guest }}}}"
-                assert "not ansible_check_mode" in task.get("when", []) or "--dry-run" in task[module]["argv"]
+                assert f"not __{role}_check_mode" in task.get("when", []) or "--dry-run" in task[module]["argv"]
             else:
                 assert module.rpartition(".")[2] not in SHELLS, f"{task['name']}: {module}"
 

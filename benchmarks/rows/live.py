@@ -74,7 +74,8 @@ def measure(scale: Scale) -> Iterator[Table]:
             f"{arm}: the guest was frozen for {', '.join(f'{seconds:.2f}' for seconds in frozen)} s, as its own clock says (from "
             "before the agent freezes to after it has thawed, in steps of 10 ms).")
     table.mark("live clone to the bare backup job", (times[CLONE] - times[NOTHING]) / times[BACKUP], 1.3, why=WHY)
-    table.mark("live clone to the bare job that is begun while the guest is frozen", (times[CLONE] - times[NOTHING]) / times[FROZEN], 1.3)
+    table.mark("live clone to the bare job that is begun while the guest is frozen", (times[CLONE] - times[NOTHING]) / times[FROZEN], 1.3,
+               why=WHY_BEGUN)
     table.mark("frozen time", Series(tuple(bench.frozen[CLONE])), 0.2, "s", why=WHY_FROZEN)
     yield table
 
@@ -168,6 +169,11 @@ class Bench:
 WHY = (
     "The bare job copies a guest in the middle of its writes. Ours is begun while the guest's agent keeps its file systems still, for "
     "which the guest, here without hardware virtualisation, takes its time; the bare job that is begun so, too, shows what that costs."
+)
+WHY_BEGUN = (
+    "Of the time on top, compiling the files that only such a copy needs takes some 0.05 s, qemu-img's measuring and making the file "
+    "0.03 s, and the job's being held back until the guest has thawed 0.06 to 0.1 s: that is what keeps the guest frozen for half as long "
+    "as the bare job does."
 )
 WHY_FROZEN = (
     "What the guest's agent and its kernel take, emulated beside a busy processor, is most of it; what the bare job took that is begun "

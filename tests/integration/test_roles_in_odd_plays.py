@@ -54,6 +54,23 @@ def test_hosts_that_take_turns_do_not_delete_each_others_new_backup(pool, make_p
     assert digest(only) == digest(pool / "web1")
 
 
+def test_a_host_that_can_not_say_what_its_own_volume_is(pool, make_pool, use, tmp_path):
+    """The play says where its libvirt is, the inventory says otherwise: by the latter the host can't be asked, and nothing goes."""
+    backups = make_pool()
+    make(pool / "web1")
+    make(backups / "web1-20200101T000000Z")
+    here = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    hosts = {"first": {**here, "backup_volume_uri": "qemu+unix:///system?socket=/nowhere"}, "second": here}
+    (tmp_path / "hosts.json").write_text(json.dumps({"hypervisors": {"hosts": hosts}}))
+    tasks = use("backup_volume", name="web1", pool=pool.name, backup_pool=backups.name, keep=1, group="hypervisors")
+    told = run_play(tasks, play={"hosts": "first"}, arguments=["-i", str(tmp_path / "hosts.json")])["backup_volume"]["msg"]["result"]
+    (made,) = told["backups"]
+    (stays,) = made["refused"]
+    assert (stays["name"], stays["reason"]) == ("web1-20200101T000000Z", "host_not_asked"), told
+    assert "host first could not say what it is" in stays["msg"] and "/nowhere" in stays["msg"]
+    assert sorted(path.name for path in backups.path.iterdir()) == ["web1-20200101T000000Z", made["backup"]]
+
+
 def test_names_that_yaml_takes_for_numbers(pool, use):
     make(pool / "2024")
     told = run_play(use("delete_volume", name=[2024], pool=pool.name))["delete_volume"]["msg"]["result"]

@@ -13,7 +13,7 @@ from . import _plan_clone, _requests, _sources
 from ._describe import describe
 from ._errors import InvalidOption, VolumeInUse, VolumeNotFound
 from ._inventory import Host, Image
-from ._model import Attachment, Pool
+from ._model import Attachment, Pool, name_uses
 from ._named_volumes import NamedVolumes, find_image, take_steps
 from ._names import check_name
 from ._steps import CloneWish, CopyImage, Plan, Source, VolumePlan
@@ -129,8 +129,8 @@ class CloneTask(NamedVolumes):
         for use in writers:
             if use.bus is None:
                 raise VolumeInUse(
-                    f"The {where} is the {use.target} of the running domain {use.domain!r}, and no disk: libvirt's backup job copies "
-                    "disks only. Stop the domain.",
+                    f"The {where} is in use by {name_uses([use])}, but not as a disk, and libvirt's backup job copies disks only. Stop "
+                    "the domain.",
                     attachments=facts,
                 )
         return writers[0]

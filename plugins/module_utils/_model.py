@@ -218,6 +218,9 @@ def name_uses(uses: Iterable[Attachment]) -> str:
     """Domains with what they use the volume for, in words."""
     words = []
     for use in uses:
-        how = f"snapshot {use.snapshot!r}" if use.snapshot else ("backing layer" if use.via == "backing" else "disk")
-        words.append(f"domain {use.domain!r} ({use.state}, {how} {use.target or ''}".rstrip() + ")")
+        # What has no bus is no disk: firmware's state, a kernel, memory, a file system of the host.
+        kind = "backing layer" if use.via == "backing" else "disk" if use.bus else ""
+        how = f"snapshot {use.snapshot!r}" if use.snapshot else kind
+        what = f"{how} {use.target or ''}".strip()
+        words.append(f"domain {use.domain!r} ({use.state}, {what})" if what else f"domain {use.domain!r} ({use.state})")
     return ", ".join(dict.fromkeys(words))

@@ -82,6 +82,13 @@ def _online_disks(volume: Volume, facts: Facts) -> tuple[Attachment, ...]:
             "Detach it or stop the domain, then run again.",
             attachments=[use.to_result() for use in readonly],
         )
+    aside = [use for use in top if use.bus is None]
+    if aside:
+        raise VolumeInUse(
+            f"{_name_of(volume)} is in use by {name_uses(aside)}, but not as a disk, so that it can't grow meanwhile. "
+            "Stop the domain, then run again.",
+            attachments=[use.to_result() for use in aside],
+        )
     if len({use.domain_uuid for use in top}) > 1:
         raise VolumeInUse(
             f"{_name_of(volume)} is shared by the running domains {name_uses(top)}: grown through one, the others "

@@ -356,11 +356,10 @@ def test_firmware_of_a_running_domain(kept, checked, clone, hypervisor, pool, do
     """What it keeps its firmware's state in is no disk, so that no job copies it; what it only reads stands still."""
     for name in ("code", "state"):
         (pool / name).write_bytes(noise(MIB))
-    hypervisor.conn.createXML(domain_xml("boots").replace(
-        "</os>", f"<loader readonly='yes' type='pflash'>{pool / 'code'}</loader><nvram>{pool / 'state'}</nvram></os>"))
+    hypervisor.conn.createXML(domain_xml("boots", firmware=(pool / "code", pool / "state")))
     for consistency in ("auto", "live"):
         told = kept("volume_in_use", source="state", name="b", consistency=consistency)
-        assert "nvram of the running domain 'boots'" in told["msg"] and "Stop the domain" in told["msg"]
+        assert "domain 'boots' (running, nvram), but not as a disk" in told["msg"] and "Stop the domain" in told["msg"]
         assert [use["target"] for use in told["attachments"]] == ["nvram"]
     assert checked(does=clone, source="code", name="b")["consistency"] == "offline"
     assert (pool / "b").read_bytes() == (pool / "code").read_bytes()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import libvirt
 import pytest
-from support.hypervisors import disk, guest_reads, guest_writes, snapshot_outside
+from support.hypervisors import disk, domain_xml, guest_reads, guest_writes, snapshot_outside
 from support.images import (
     KIB,
     MIB,
@@ -478,6 +478,15 @@ def test_read_only_disk(kept, pool, domain, fmt):
 def test_cd_rom(kept, pool, domain):
     domain(disk(make(pool / "a", "raw"), "raw", "hda", device="cdrom", readonly=True))
     assert kept("volume_in_use", name="a", size="6M")["attachments"][0]["target"] == "hda"
+
+
+def test_firmware_of_a_running_domain(kept, hypervisor, pool, domain):
+    for name in ("code", "state"):
+        make(pool / name, "raw", MIB)
+    hypervisor.conn.createXML(domain_xml("boots", firmware=(pool / "code", pool / "state")))
+    told = kept("volume_in_use", name="state", size="6M")
+    assert "domain 'boots' (running, nvram), but not as a disk" in told["msg"], told
+    kept("volume_in_use", name="code", size="6M")
 
 
 # -- what others do to it ----------------------------------------------------------------------------

@@ -115,11 +115,12 @@ def disk(
             f"<target dev='{target}' bus='{bus}'/>{'<readonly/>' if readonly else ''}{extra}</disk>")
 
 
-def domain_xml(name: str, *disks: str) -> str:
-    """No operating system, 32 MiB: enough to hold disks open."""
+def domain_xml(name: str, *disks: str, firmware: tuple[Path, Path] | None = None) -> str:
+    """No operating system, 32 MiB: enough to hold disks open. ``firmware``: its code and where it keeps its state."""
+    loader = f"<loader readonly='yes' type='pflash'>{firmware[0]}</loader><nvram>{firmware[1]}</nvram>" if firmware else ""
     return (
         f"<domain type='qemu'><name>{escape(name)}</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>"
-        "<os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>"
+        f"<os><type arch='x86_64' machine='pc'>hvm</type>{loader}</os><features><acpi/></features>"
         f"<devices>{''.join(disks)}<controller type='usb' model='none'/><memballoon model='none'/></devices></domain>"
     )
 

@@ -620,6 +620,7 @@ def test_a_running_domain_grows_its_own_disk(
         ((use(via="backing"),), Facts(), "backing layer"),
         ((use(readonly=True),), Facts(), "read-only"),
         ((use(), use(target="vdb", readonly=True)), Facts(), "read-only"),
+        ((use(target="nvram", bus=None),), Facts(), "not as a disk"),
         ((use(), use(domain="vm2", domain_uuid="uuid-2")), Facts(), "shared by"),
         ((), Facts(opened="writing"), "doesn't know"),
         ((), Facts(opened="reading"), "doesn't know"),
@@ -661,6 +662,8 @@ def test_delete_is_one_step(wipe: bool, word: str) -> None:
         (use(via="backing"), "domain 'vm1' (running, backing layer vda)"),
         (use(via="backing", live=False, state="shutoff", snapshot="s1"), "domain 'vm1' (shutoff, snapshot 's1' vda)"),
         (use(target=None), "domain 'vm1' (running, disk)"),
+        (use(target="nvram", bus=None), "domain 'vm1' (running, nvram)"),
+        (use(target=None, bus=None), "domain 'vm1' (running)"),
     ],
 )
 def test_attached_volumes_are_not_deleted(attachment: Attachment, words: str) -> None:

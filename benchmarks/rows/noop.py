@@ -75,5 +75,5 @@ WHY = (
     "A bare module that imports libvirt is near the mark already. What comes on top is the import of the collection's files, which "
     "Ansible sends as source, so that Python compiles them in each task (once each, in place of twice as Python does by itself); "
     "connecting and looking take a few ms. Without the functions that such a run does not call, compiling would still take 56 % of its "
-    "time, and the mark be missed by little. The profile below has the parts."
+    "time, and the mark be missed all the same. The profile below has the parts."
 )

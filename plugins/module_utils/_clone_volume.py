@@ -126,13 +126,13 @@ class CloneTask(NamedVolumes):
                 "have no common moment to copy. Stop all of them but one.",
                 attachments=facts,
             )
-        for use in writers:
-            if use.bus is None:
-                raise VolumeInUse(
-                    f"The {where} is in use by {name_uses([use])}, but not as a disk, and libvirt's backup job copies disks only. Stop "
-                    "the domain.",
-                    attachments=facts,
-                )
+        aside = [use for use in writers if use.bus is None]
+        if aside:
+            raise VolumeInUse(
+                f"The {where} is in use by {name_uses(aside)}, but not as a disk, and libvirt's backup job copies disks only. "
+                "Stop the domain and run again.",
+                attachments=facts,
+            )
         return writers[0]
 
 

@@ -508,7 +508,9 @@ def test_a_team_takes_them_as_they_end(tmp_path: Path) -> None:
     made = [tmp_path / str(number) for number in range(12)]
     slow = ["sh", "-c", "until [ -e \"$1\" ]; do sleep 0.05; done; echo said", "sh", str(made[-1])]
     ended = run_team([slow, *(["touch", str(path)] for path in made)], ())
-    assert sorted((done.returncode, done.stdout) for done in ended) == [(0, "")] * 12 + [(0, "said\n")]
+    told = [(done.returncode, done.stdout) for done in ended]
+    assert sorted(told) == [(0, "")] * 12 + [(0, "said\n")]
+    assert told.index((0, "said\n")) >= 9  # when the last was begun, at most two others were still at work
 
 
 @pytest.mark.usefixtures("program")

@@ -2,9 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Carries out a plan's steps, in order, each whole or not at all.
+"""Carries out a plan's steps, in order, each whole or not at all, with the hands of a use case (_apply_volume, ...).
 
-The hands of each kind of step are imported when there is such a step, since each run compiles what it imports.
+Each use case has its own, so that Ansible sends no module the hands of another; those of each kind of step are imported when there
+is such a step, since each run compiles what it imports.
 """
 
 from __future__ import annotations
@@ -15,15 +16,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from . import _staging
-from ._errors import StorageError, Unsupported
+from ._errors import StorageError
 from ._inventory import Host
 from ._model import Ident, Pool
+from ._plans import Plan
 from ._refresh import assert_refreshable, tell_libvirt
-from ._steps import CopyImage, CreateBlank, CreateOverlay, Delete, Grow, Plan, Step
+from ._steps import CreateBlank, CreateOverlay, Delete, Step
 
 if TYPE_CHECKING:
-    from ._create_empty import Patterns
-    from ._live import Moment
     from ._qemu_img import QemuImg
 
 #: How many new files are staged before the first gets its name.
@@ -31,16 +31,14 @@ _BATCH = 64
 
 
 class Worker:
-    """The hands: a host and its tools, for the steps of one call."""
+    """A host and its tools, for the steps of one call; what takes each kind of step is a use case's."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.moments: dict[str, Moment] = {}  # of each copy, by name
-        self._doomed: dict[str, Ident] = {}  # the files to be deleted, by name
-        self._patterns: Patterns = {}
+        self.doomed: dict[str, Ident] = {}  # the files to be deleted, by name
 
     @functools.cached_property
-    def _qemu_img(self) -> QemuImg:
+    def qemu_img(self) -> QemuImg:
         from ._qemu_img import QemuImg
 
         return QemuImg()
@@ -57,12 +55,10 @@ class Worker:
                     assert_refreshable(self.host, pool, but=doomed)
             with contextlib.ExitStack() as held:
                 if doomed:
-                    from ._delete import hold_doomed
-
-                    self._doomed = hold_doomed(self.host, steps, held)
+                    self.doomed = self.hold_doomed(steps, held)
                 for batch in _batches(steps):
                     with _staging.explained(_describe(batch)):
-                        for step, untold in self._do(batch):
+                        for step, untold in self.take(batch):
                             if untold:
                                 touched[step.pool.name] = step.pool
                             done.append(step)
@@ -82,46 +78,13 @@ class Worker:
             tell_libvirt(self.host, pool)
         self.host.forget()
 
-    def _do(self, batch: Sequence[Step]) -> Iterator[tuple[Step, bool]]:
+    def hold_doomed(self, steps: Sequence[Step], held: contextlib.ExitStack) -> dict[str, Ident]:
+        """Hold the files that are to be deleted; returns them by name. For use cases that delete."""
+        raise NotImplementedError
+
+    def take(self, batch: Sequence[Step]) -> Iterator[tuple[Step, bool]]:
         """Carry out steps that go together; yields each that is done, and whether libvirt has still to be told."""
-        step = batch[0]
-        if isinstance(step, Delete):
-            from ._delete import delete
-
-            yield step, delete(self.host, step, self._doomed.get(step.name))
-        elif isinstance(step, Grow):
-            from ._grow import grow
-
-            grow(self.host, self._qemu_img, step)
-            self.host.expect_change(step.path)
-            yield step, True
-        elif not step.pool.stores_files:
-            self._create_without_file(step)
-            yield step, False
-        elif isinstance(step, CopyImage):
-            from ._create_copy import create_copy
-
-            self.moments[step.name] = create_copy(self.host, self._qemu_img, step)
-            yield step, True
-        else:
-            from ._create_empty import create_empty
-
-            empty = [each for each in batch if isinstance(each, (CreateBlank, CreateOverlay))]
-            for created in create_empty(self.host, lambda: self._qemu_img, empty, self._patterns):
-                yield created, True
-
-    def _create_without_file(self, step: Step) -> None:
-        from . import _without_files
-
-        if isinstance(step, CreateBlank):
-            _without_files.create_blank(self.host, step)
-        elif isinstance(step, CopyImage):
-            from ._create_copy import pinned_source
-
-            with pinned_source(self.host, step) as source:
-                _without_files.copy(self.host, step, self._qemu_img, source=source)
-        else:
-            raise Unsupported(f"Pool {step.pool.name!r} (type {step.pool.type}) holds no image files.")
+        raise NotImplementedError
 
 
 def _batches(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:

@@ -10,10 +10,10 @@ from typing import Any
 
 from ansible.module_utils.basic import env_fallback
 
-from . import _archive
+from . import _process
 
 # Here, since every module imports this file first; the larger ones come after it.
-_archive.compile_once(__name__.rpartition(".")[0])
+_process.begin(__name__.rpartition(".")[0])
 
 DEFAULT_URI = "qemu:///system"
 

@@ -13,16 +13,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from . import _directory
 from ._image_header import ImageHeader
 from ._model import Ident
+from ._named_tuple import NamedTuple
 
 #: libvirt's own limit (VIR_STORAGE_MAX_CHAIN_DEPTH).
 MAX_DEPTH = 200
-# A colon before the first slash makes QEMU read a protocol, for example nbd: or json: (path_has_protocol in block.c).
-_PROTOCOL = re.compile(r"[^/]*:")
 
 
 class Layer(NamedTuple):
@@ -65,12 +63,12 @@ class ChainReader:
         visited = {ident if ident is not None else _directory.identify_loosely(path)}
         while True:
             trouble = trouble or _trouble_with(path, header)
-            if header.data_file and not _PROTOCOL.match(header.data_file):
+            if header.data_file and not _has_protocol(header.data_file):
                 data.append(_directory.identify_loosely(_join(os.path.dirname(path), header.data_file)))
             if header.backing_file is None:
                 return Chain(tuple(layers), trouble, tuple(data))
             stored, stated = header.backing_file, header.backing_format
-            if _PROTOCOL.match(stored):
+            if _has_protocol(stored):
                 return Chain(tuple(layers), trouble or f"{path!r} names a backing file by protocol ({stored!r})", tuple(data))
             path = _join(os.path.dirname(path), stored)
             facts = self._look(path, stated == "raw")
@@ -102,25 +100,9 @@ class ChainReader:
         return _directory.look_at(path, known_raw=known_raw)
 
 
-class OpenedChain(ChainReader):
-    """Walks one chain and keeps open what it looks at, so that a tool can be given just that: a descriptor for each layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fds: list[int] = []
-
-    def close(self) -> None:
-        """Let go of all layers."""
-        while self.fds:
-            os.close(self.fds.pop())
-
-    def _look_at(self, path: str, known_raw: bool) -> _directory.FileFacts | None:
-        return _directory.look_at(path, known_raw=known_raw, keep=self.fds)
-
-
 def may_hang_a_reader(directory: str, stored: str) -> str | None:
     """Why reading a stored backing file name might never end (libvirt's pool refresh would), or ``None``."""
-    if not stored or _PROTOCOL.match(stored):
+    if not stored or _has_protocol(stored):
         return None
     path = _join(directory, stored)
     if _directory.is_pseudo(path):
@@ -129,6 +111,11 @@ def may_hang_a_reader(directory: str, stored: str) -> str | None:
     if facts is not None and facts.kind == "other":
         return f"{path!r} is a device or pipe"
     return None
+
+
+def _has_protocol(stored: str) -> bool:
+    """A colon before the first slash makes QEMU read a protocol, for example nbd: or json: (path_has_protocol in block.c)."""
+    return ":" in stored.partition("/")[0]
 
 
 def _join(directory: str, stored: str) -> str:

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import _plan_clone, _requests, _sources
+from . import _plan_clone, _requests, _trust
 from ._describe import describe
 from ._errors import InvalidOption, VolumeInUse, VolumeNotFound
+from ._facts import facts_of, location_of
 from ._inventory import Host, Image
 from ._model import Attachment, Pool, name_uses
-from ._named_volumes import NamedVolumes, find_image, take_steps
+from ._named_volumes import NamedVolumes, find_image
 from ._names import check_name
-from ._steps import CloneWish, CopyImage, Plan, Source, VolumePlan
+from ._plans import CloneWish, Plan, VolumePlan
+from ._steps import CopyImage, Source
 
 
 class CloneTask(NamedVolumes):
@@ -68,7 +70,11 @@ class CloneTask(NamedVolumes):
 
     def carry_out(self, host: Host, plan: Plan) -> Plan:
         """Take the plan's steps; the plan comes back with what turned out meanwhile."""
-        moments = take_steps(host, plan)
+        from ._apply_clone import CloneWorker
+
+        worker = CloneWorker(host)
+        worker.carry_out(plan)
+        moments = worker.moments
         self._consistency = {name: moment.consistency for name, moment in moments.items()}
         late = tuple(warning for moment in moments.values() for warning in moment.warnings)
         return Plan(plan.volumes, plan.warnings + late)
@@ -103,11 +109,11 @@ class CloneTask(NamedVolumes):
     def _running_disk(self, host: Host, image: Image) -> Attachment | None:
         """The running disk to copy from, ``None`` when the source stands still; raises VolumeInUse, UnsafeImage, ..."""
         where = f"volume {image.name!r} of pool {self._source_pool!r}"
-        _sources.assert_readable(host, image, where)
-        _sources.assert_no_way_out(host, image, where)
+        _trust.assert_readable(host, image, where)
+        _trust.assert_no_way_out(host, image, where)
         writers = [use for use in host.attachments(image) if use.live and use.via == "disk" and not use.readonly]
         if not writers:
-            if host.facts(image).opened == "writing":
+            if facts_of(host, image).opened == "writing":
                 raise VolumeInUse(
                     f"The {where} is open for writing in a process that libvirt on this host doesn't know: another host, a "
                     "QEMU or a qemu-nbd. Clone it from the host where its domain runs, or stop that process.",
@@ -150,7 +156,7 @@ def _source_of(host: Host, image: Image, *, shared: bool = False) -> Source:
             features.append(("lazy_refcounts", "on"))
         if header.refcount_bits not in (None, 16):
             features.append(("refcount_bits", str(header.refcount_bits)))
-    location, pass_fds = host.location(image)
+    location, pass_fds = location_of(host, image)
     return Source(
         path=location,
         label=where,

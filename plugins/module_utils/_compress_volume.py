@@ -20,15 +20,18 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from . import _clusters, _holes, _locks, _requests, _sources, _staging
+from . import _clusters, _holes, _image_locks, _requests, _staging, _trust
 from ._describe import describe
 from ._directory import loop_devices_on
 from ._errors import Exchanged, InsufficientSpace, StorageError, ToolFailed, told_as_changed
+from ._facts import facts_of
 from ._image_header import ImageHeader, read_header
 from ._inventory import Host, Image
 from ._libguestfs import Libguestfs
 from ._model import Attachment, Pool
 from ._named_volumes import NamedVolumes, assert_writable, need_image
+from ._pinned import pin_image
+from ._plan_capacity import empty_qcow2_bytes
 from ._plan_compress import (
     Compress,
     CompressPlan,
@@ -42,12 +45,10 @@ from ._plan_compress import (
     refuse_others,
     refuse_rewrite,
 )
-from ._pinned import pin_image
-from ._plan_image import empty_qcow2_bytes
 from ._plan_space import check_space
+from ._plans import Facts, Plan
 from ._qemu_img import QemuImg
 from ._refresh import assert_refreshable, tell_libvirt
-from ._steps import Facts, Plan
 
 _CLUSTER_OVERHEAD = 24  # at most: L2 entry, its subclusters and a 64-bit reference count
 
@@ -165,9 +166,9 @@ class CompressTask(NamedVolumes):
         image = need_image(host, pool, name)
         volume = describe(host, image)
         refuse_others(volume=volume, pool=pool)
-        _sources.assert_no_way_out(host, image, _where(image))
-        _sources.assert_readable(host, image, _where(image))
-        refuse_busy(volume=volume, facts=host.facts(image), above=_uses_above(host, image))
+        _trust.assert_no_way_out(host, image, _where(image))
+        _trust.assert_readable(host, image, _where(image))
+        refuse_busy(volume=volume, facts=facts_of(host, image), above=_uses_above(host, image))
         if self._wish.compression:
             refuse_rewrite(volume=volume, compression=self._wish.compression, file=_file_facts(image))
         if self._wish.method == "zeros":
@@ -279,7 +280,7 @@ class CompressTask(NamedVolumes):
 
     def _claim(self, host: Host, step: Compress, held: _Held) -> None:
         """Make the hold exclusive, then look once more who uses it: a domain may have come since the plan."""
-        _locks.claim_image(held.fd, path=step.path, what=f"compress volume {step.name!r}")
+        _image_locks.claim_image(held.fd, path=step.path, what=f"compress volume {step.name!r}")
         host.forget()
         image = need_image(host, step.pool, step.name)
         if image.ident != held.ident:
@@ -373,7 +374,7 @@ class _Held:
         what = f"compress volume {image.name!r}"
         with contextlib.ExitStack() as stack:
             with _staging.explained(what):
-                fd = stack.enter_context(_locks.hold_image(image.path, exclusive=False, what=what))
+                fd = stack.enter_context(_image_locks.hold_image(image.path, exclusive=False, what=what))
                 status, header = os.fstat(fd), read_header(fd)
             if ("file", status.st_dev, status.st_ino) != image.ident or header != image.header:
                 raise Exchanged(f"Cannot {what}: {image.path!r} was exchanged or changed meanwhile. Run again.")

@@ -15,18 +15,20 @@ import fcntl
 import os
 from collections.abc import Callable
 
-from . import _live, _staging
+from . import _staging
 from ._directory import opened
 from ._errors import Exchanged, ToolFailed
 from ._image_header import read_header
-from ._libvirt import Connection
-from ._plan_image import qcow2_options
+from ._plan_capacity import qcow2_options
 from ._qemu_img import QemuImg
-from ._steps import CopyImage
+from ._steps import CopyImage, Moment
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _FICLONERANGE = 0x4020940D
 _PROBE_BYTES = 65536
+
+#: Copies the disk of a running domain into a staged file.
+CopyRunningDisk = Callable[[CopyImage, _staging.Staged, QemuImg], Moment]
 
 
 class _CloneRange(ctypes.Structure):
@@ -55,19 +57,17 @@ def can_share_extents(path: str, directory: str) -> bool:
     return True
 
 
-def copy_image(
-    step: CopyImage, *, staged: _staging.Staged, qemu_img: QemuImg, connection: Connection, assert_disk: Callable[[], None]
-) -> _live.Moment:
+def copy_image(step: CopyImage, *, staged: _staging.Staged, qemu_img: QemuImg, copy_running_disk: CopyRunningDisk | None) -> Moment:
     """Fill a staged file as the step says; returns what moment of the source, which is pinned where it has files, it is.
 
-    ``assert_disk`` raises when a running disk to copy is another one by now.
+    ``copy_running_disk`` is for the method ``backup``.
     """
     more_fds = step.source.pass_fds
-    moment = _live.Moment("offline")
+    moment = Moment("offline")
     if step.method == "reflink":
         _share_extents(step, staged)
-    elif step.method == "backup":
-        moment = _live.copy_running_disk(step, staged=staged, qemu_img=qemu_img, connection=connection, assert_disk=assert_disk)
+    elif copy_running_disk is not None and step.method == "backup":
+        moment = copy_running_disk(step, staged, qemu_img)
     else:
         _convert(step, staged, qemu_img, more_fds)
     _set_capacity(step, staged, qemu_img)

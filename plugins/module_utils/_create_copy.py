@@ -9,27 +9,19 @@ from __future__ import annotations
 import contextlib
 
 from . import _staging, _without_files
-from ._copy import copy_image
-from ._errors import Exchanged
+from ._copy import CopyRunningDisk, copy_image
 from ._inventory import Host
-from ._live import Moment
 from ._new_file import complete, directory_of
 from ._pinned import pin_source
 from ._qemu_img import QemuImg
-from ._steps import CopyImage, Source
+from ._steps import CopyImage, Moment, Source
 
 
-def create_copy(host: Host, qemu_img: QemuImg, step: CopyImage) -> Moment:
-    """Make one volume in a pool of files; returns of which moment of its source it is."""
+def create_copy(host: Host, qemu_img: QemuImg, step: CopyImage, copy_running_disk: CopyRunningDisk | None = None) -> Moment:
+    """Make one volume in a pool of files, of a running disk with what can copy one; returns of which moment of its source it is."""
     # QEMU opens the target of a backup job by its path, hence by a name.
     with pinned_source(host, step) as source, _staging.stage(directory_of(step), named=step.method == "backup") as staged:
-        moment = copy_image(
-            step._replace(source=source),
-            staged=staged,
-            qemu_img=qemu_img,
-            connection=host.connection,
-            assert_disk=lambda: _assert_disk(host, step),
-        )
+        moment = copy_image(step._replace(source=source), staged=staged, qemu_img=qemu_img, copy_running_disk=copy_running_disk)
         _without_files.assert_source_stood_still(host, step)
         for _name in _staging.publish([complete(staged, step)]):
             pass
@@ -41,15 +33,3 @@ def pinned_source(host: Host, step: CopyImage) -> contextlib.AbstractContextMana
     if step.method == "backup":  # the domain writes to it, and alone reads it
         return contextlib.nullcontext(step.source)
     return pin_source(host, step.source, hold=True, what=f"create volume {step.name!r} from {step.source.label}")
-
-
-def _assert_disk(host: Host, step: CopyImage) -> None:
-    """Make sure that a running domain's disk is the volume that the decision is about: another job may have moved it meanwhile."""
-    if step.live is None or step.source.home is None:
-        return
-    image = host.image(*step.source.home)
-    if image is None or host.disk_of(step.live.domain_uuid, step.live.target) != image.ident:
-        raise Exchanged(
-            f"The disk {step.live.target} of domain {step.live.domain!r} was another one than the {step.source.label} when its copy "
-            "began, so the copy was dropped. Run again."
-        )

@@ -11,10 +11,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Union
 
-from . import _locks, _staging
+from . import _image_locks, _staging
 from ._inventory import Host
 from ._new_file import complete, directory_of
-from ._plan_image import qcow2_options
+from ._plan_capacity import qcow2_options
 from ._steps import CreateBlank, CreateOverlay
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def create_empty(
 
     ``qemu_img`` is called for when it is needed; ``patterns`` keeps from call to call what was made before.
     """
-    _locks.allow_open_files(2 * len(batch))
+    _image_locks.allow_open_files(2 * len(batch))
     with contextlib.ExitStack() as stack:
         files = []
         for step in batch:

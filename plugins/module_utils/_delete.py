@@ -10,13 +10,15 @@ import contextlib
 import os
 from collections.abc import Sequence
 
-from . import _directory, _locks, _staging
+from . import _directory, _image_locks, _pool_changes, _staging
 from ._describe import describe
 from ._errors import Exchanged
+from ._facts import facts_of
 from ._inventory import Host
 from ._model import Ident
 from ._plan_delete import refuse_harm
-from ._steps import Delete, Facts, Step
+from ._plans import Facts
+from ._steps import Delete, Step
 
 
 def hold_doomed(host: Host, steps: Sequence[Step], held: contextlib.ExitStack) -> dict[str, Ident]:
@@ -26,11 +28,11 @@ def hold_doomed(host: Host, steps: Sequence[Step], held: contextlib.ExitStack) -
     """
     doomed = [step for step in steps if isinstance(step, Delete)]
     idents: dict[str, Ident] = {}
-    _locks.allow_open_files(len(doomed))
+    _image_locks.allow_open_files(len(doomed))
     for step in doomed:
         if step.type == "file" and os.path.isfile(step.path):
             with _staging.explained(f"open volume {step.name!r} of pool {step.pool.name!r}"):
-                fd = held.enter_context(_locks.hold_image(step.path, exclusive=True, what=f"delete volume {step.name!r}"))
+                fd = held.enter_context(_image_locks.hold_image(step.path, exclusive=True, what=f"delete volume {step.name!r}"))
                 idents[step.name] = _directory.identify(f"/proc/self/fd/{fd}")
     host.forget()
     going: list[tuple[str, str]] = []
@@ -42,7 +44,7 @@ def hold_doomed(host: Host, steps: Sequence[Step], held: contextlib.ExitStack) -
             loops = tuple(_directory.loop_devices_on(image.ident))
             facts = Facts(loop_devices=loops, unread=host.unread(image.ident))
         else:
-            facts = host.facts(image)
+            facts = facts_of(host, image)
         refuse_harm(volume=describe(host, image), facts=facts, going=going)
         going.append((step.pool.name, step.name))
     return idents
@@ -62,7 +64,7 @@ def delete(host: Host, step: Delete, ident: Ident | None) -> bool:
 
         _without_files.delete(host, step)
         return False
-    known = host.connection.delete_volume(step.pool, step.name)
+    known = _pool_changes.delete_volume(host.connection, step.pool, step.name)
     if not known and step.type == "file":
         with _staging.explained(f"delete volume {step.name!r} of pool {step.pool.name!r}"):
             with contextlib.suppress(FileNotFoundError):

@@ -7,11 +7,14 @@
 from __future__ import annotations
 
 import datetime
+from typing import TYPE_CHECKING
 
-from ._image_header import SnapshotEntry
 from ._inventory import Host, Image
 from ._model import Backing, Snapshot, Volume
 from ._names import volume_uuid
+
+if TYPE_CHECKING:
+    from ._snapshot_table import SnapshotEntry
 
 
 def describe(host: Host, image: Image) -> Volume:

@@ -13,13 +13,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import resource
 import stat
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from ._image_header import ImageHeader, raw_header, read_header
 from ._model import Ident
+from ._named_tuple import NamedTuple
 from ._names import STAGING_PREFIX
 
 #: Remembers the format that the caller asked for, where no guest can write: beside the content, not in it.
@@ -215,6 +214,8 @@ def free_bytes(path: str) -> int:
 
 def can_hold(path: str, size: int) -> bool:
     """Whether a file in this directory can have ``size`` bytes, tried with one that has no name and no data."""
+    import resource  # here, since few runs need it
+
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY and size > limit:
         return True  # it can't be tried: the answer would be about this process, not about the file system

@@ -10,11 +10,11 @@ It counts live, persistent and saved definitions, every backing layer, and what 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from . import _xml
 from ._libvirt import DomainFacts
 from ._model import Attachment, Ident
+from ._named_tuple import NamedTuple
 
 #: Finds the storage behind a source, as (identity, path); ``None`` when it can't be on this host.
 Locate = Callable[[_xml.SourceRef], "tuple[Ident, str] | None"]

@@ -7,14 +7,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import _plan_existing, _plan_image, _requests
 from ._describe import describe
 from ._inventory import Host, Image
 from ._model import Ident, Pool
-from ._named_volumes import NamedVolumes, assert_writable, find_image, take_steps
-from ._steps import Facts, Plan, Source, VolumePlan, Wish
+from ._named_volumes import NamedVolumes, assert_writable, find_image
+from ._plans import Facts, Plan, VolumePlan, Wish
+
+if TYPE_CHECKING:
+    from ._steps import Source
 
 
 class VolumeTask(NamedVolumes):
@@ -36,9 +39,12 @@ class VolumeTask(NamedVolumes):
 
     def carry_out(self, host: Host, plan: Plan) -> None:
         """Take the plan's steps."""
-        take_steps(host, plan)
+        from ._apply_volume import VolumeWorker
+
+        VolumeWorker(host).carry_out(plan)
 
     def _decide_absent(self, host: Host, pool: Pool, images: Mapping[str, Image | None]) -> Plan:
+        from ._facts import facts_of
         from ._plan_delete import plan_delete
 
         plans: list[VolumePlan] = []
@@ -50,7 +56,7 @@ class VolumeTask(NamedVolumes):
                     pool=pool,
                     volume=describe(host, image) if image is not None else None,
                     wipe=self._wipe,
-                    facts=host.facts(image),
+                    facts=facts_of(host, image),
                     going=going,
                 )
             )
@@ -76,12 +82,16 @@ class VolumeTask(NamedVolumes):
                 plans.append(plan_create(name=name, pool=pool, wish=wish, source=source))
                 continue
             same = image.backing is not None and image.backing.ident == source_ident
-            facts = host.facts(image) if wish.size is not None and wish.size > image.capacity else Facts()
+            facts = Facts()
+            if wish.size is not None and wish.size > image.capacity:
+                from ._facts import facts_of
+
+                facts = facts_of(host, image)
             planned = _plan_existing.plan_existing(
                 volume=describe(host, image), wish=wish, pool=pool, same_backing=same, facts=facts
             )
             if planned.steps:
-                from ._sources import assert_growable
+                from ._trust import assert_growable
 
                 assert_growable(host, image, planned)
             plans.append(planned)

@@ -120,3 +120,7 @@ def told_as_changed(changed: bool = True) -> Iterator[None]:
     except StorageError as error:
         error.facts["changed"] = changed or error.facts.get("changed", False)
         raise
+
+
+class Malformed(Exception):
+    """An image breaks a rule of its format; the text, a clause ("its ..."), becomes ``ImageHeader.problem``."""

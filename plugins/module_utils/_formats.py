@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple
+
+from ._named_tuple import NamedTuple
 
 
 class Settled(NamedTuple):

@@ -12,7 +12,7 @@ import errno
 import os
 from collections.abc import Iterator
 
-from . import _directory, _locks, _pool_tools, _staging
+from . import _directory, _image_locks, _pool_tools, _running, _staging
 from ._errors import Exchanged, InsufficientSpace, LibvirtError, ShrinkRefused, ToolFailed
 from ._image_header import read_header
 from ._inventory import Host
@@ -108,7 +108,7 @@ def _step_over_remains(step: Grow, path: str) -> None:
     what is to be reserved, since QEMU would not make the file shorter.
     """
     with _staging.explained(f"grow volume {step.name!r} of pool {step.pool.name!r}"):
-        with _locks.hold_image(step.path, exclusive=True, what=f"grow volume {step.name!r} of pool {step.pool.name!r}", shown=path):
+        with _image_locks.hold_image(step.path, exclusive=True, what=f"grow volume {step.name!r} of pool {step.pool.name!r}", shown=path):
             os.truncate(step.path, os.stat(step.path).st_size + step.capacity - step.capacity_before)
 
 
@@ -136,9 +136,9 @@ def _grow_online(host: Host, step: Grow) -> None:
 
 def _resize_block(connection: Connection, step: Grow, domain_uuid: str, target: str, what: str) -> None:
     try:
-        connection.block_resize(domain_uuid=domain_uuid, target=target, capacity=step.capacity, what=what)
+        _running.block_resize(connection, domain_uuid=domain_uuid, target=target, capacity=step.capacity, what=what)
     except LibvirtError:
-        size = connection.block_capacity(domain_uuid=domain_uuid, target=target)
+        size = _running.block_capacity(connection, domain_uuid=domain_uuid, target=target)
         if size > step.capacity:  # it became so after we looked, and libvirt was told not to shrink
             raise _shrinks(step, size) from None
         raise
@@ -172,7 +172,7 @@ def _grow_raw_file(step: Grow, path: str) -> None:
     with _staging.explained(f"grow volume {step.name!r} of pool {step.pool.name!r}"):
         fd = os.open(step.path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        with _staging.explained(f"grow volume {step.name!r} of pool {step.pool.name!r}"), _locks.hold_image(
+        with _staging.explained(f"grow volume {step.name!r} of pool {step.pool.name!r}"), _image_locks.hold_image(
             step.path, exclusive=True, what=f"grow volume {step.name!r} of pool {step.pool.name!r}", shown=path
         ):
             size = os.fstat(fd).st_size
@@ -238,7 +238,7 @@ def _grow_without_file(host: Host, step: Grow) -> None:
     """
     if step.pool.type == "rbd":
         _assert_grows(host.connection, step)
-        host.ceph(step.pool).grow(step.name, step.capacity)
+        host.ceph.way_to(step.pool).grow(step.name, step.capacity)
         return
     host.refresh(step.pool)
     _assert_grows(host.connection, step)  # 'zfs set' would cut off what is too much
@@ -258,7 +258,7 @@ def _assert_grown(connection: Connection, step: Grow) -> None:
         raise ToolFailed(f"Volume {step.name!r} should have {step.capacity} bytes now, but has {size}.")
     for use in step.online:
         if use.target is not None:
-            seen = connection.block_capacity(domain_uuid=use.domain_uuid, target=use.target)
+            seen = _running.block_capacity(connection, domain_uuid=use.domain_uuid, target=use.target)
             if seen < step.capacity:
                 raise ToolFailed(
                     f"Domain {use.domain!r} still sees {seen} bytes of {step.name!r} on {use.target}, not {step.capacity}."

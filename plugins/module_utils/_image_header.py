@@ -19,20 +19,24 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from ._errors import Malformed
+from ._named_tuple import NamedTuple
+
+if TYPE_CHECKING:
+    from ._snapshot_table import SnapshotEntry
 
 # One read of this many bytes holds all there is to know about nearly every image.
 _HEAD_BYTES = 4096
 # Header extensions may fill a cluster (2 MiB); what QEMU writes stays below 2 KiB.
 _MAX_EXTENSIONS_END = 64 * 1024
-# QEMU's own limit is 64 MiB, for 65536 snapshots with 1 KiB each.
-_MAX_SNAPSHOT_TABLE = 8 * 1024 * 1024
 
 _MAX_SIZE = 2**63 - 1
 _MAX_L1_BYTES = 32 * 1024 * 1024
 _MAX_REFCOUNT_TABLE_BYTES = 8 * 1024 * 1024
 _MAX_SNAPSHOTS = 65536
-_MAX_SNAPSHOT_EXTRA_DATA = 1024
+_LEAST_SNAPSHOT = 40  # bytes of an entry of their table
 _MAX_BACKING_FILE = 1023
 _MAX_BACKING_FORMAT = 15
 _MAX_BITMAPS = 65535
@@ -44,8 +48,6 @@ _V3_LENGTH = _HEADER_V2.size + _HEADER_V3.size
 _EXTENSION = struct.Struct(">II")
 _CRYPTO = struct.Struct(">QQ")
 _BITMAPS = struct.Struct(">IIQQ")
-_SNAPSHOT = struct.Struct(">QIHHIIQII")
-_SNAPSHOT_EXTRA = struct.Struct(">QQ")
 
 _DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _EXTENDED_L2 = (1 << bit for bit in range(5))
 _KNOWN_INCOMPATIBLE = _DIRTY | _CORRUPT | _DATA_FILE | _COMPRESSION | _EXTENDED_L2
@@ -64,24 +66,6 @@ _TELLING_EXTENSIONS = frozenset(
 _LUKS = 2
 _ENCRYPTIONS = {0: None, 1: "aes", _LUKS: "luks"}
 _COMPRESSIONS = {0: "zlib", 1: "zstd"}
-
-
-class SnapshotEntry(NamedTuple):
-    """An internal snapshot; sizes and offsets in bytes, ``l1_size`` in entries, the date in Unix time."""
-
-    id: str
-    name: str
-    date_sec: int
-    date_nsec: int
-    vm_state_size: int
-    disk_size: int | None  # virtual size when it was taken; old images don't tell
-    l1_table_offset: int
-    l1_size: int
-
-    @property
-    def moment(self) -> tuple[int, ...]:
-        """What tells it from another one that got its id and name later."""
-        return self.date_sec, self.date_nsec, self.l1_table_offset
 
 
 class ImageHeader(NamedTuple):
@@ -104,10 +88,6 @@ class ImageHeader(NamedTuple):
     corrupt: bool = False
     bitmaps: bool = False
     problem: str | None = None  # a clause ("its ..."), why no tool should be let near this image
-
-
-class _Malformed(Exception):
-    """The image breaks a rule of its format; the text becomes ``ImageHeader.problem``."""
 
 
 def read_header(fd: int) -> ImageHeader:
@@ -158,40 +138,40 @@ def _read_qcow2(fd: int, head: bytes, size: int) -> ImageHeader:
     facts: dict[str, Any] = {"format": "qcow2"}
     try:
         image = _Qcow2(fd, head, size, facts)
-    except _Malformed as fault:
+    except Malformed as fault:
         return ImageHeader(**facts, problem=str(fault))
     # All are tried, also after a fault: a damaged overlay still needs its backing file kept.
     for step in (image.tell_features, image.tell_references, image.check_tables, image.tell_snapshots):
         try:
             step()
-        except _Malformed as fault:
+        except Malformed as fault:
             facts.setdefault("problem", str(fault))
     return ImageHeader(**facts)
 
 
 class _Qcow2:
-    """Reads one qcow2 header into ``facts``, the fields of ImageHeader; every method raises _Malformed."""
+    """Reads one qcow2 header into ``facts``, the fields of ImageHeader; every method raises Malformed."""
 
     def __init__(self, fd: int, head: bytes, size: int, facts: dict[str, Any]) -> None:
         self.fd, self.head, self.size, self.facts = fd, head, size, facts
         if len(head) < _HEADER_V2.size:
-            raise _Malformed("its header is cut short")
+            raise Malformed("its header is cut short")
         values = _HEADER_V2.unpack_from(head)[1:]
         version, cluster_bits = values[0], values[3]
         if version > 3:
-            raise _Malformed(f"its qcow2 version is {version}; 2 and 3 are known")
+            raise Malformed(f"its qcow2 version is {version}; 2 and 3 are known")
         facts["compat"] = "0.10" if version == 2 else "1.1"
         if not 9 <= cluster_bits <= 21:
-            raise _Malformed("its cluster size is not between 512 bytes and 2 MiB")
+            raise Malformed("its cluster size is not between 512 bytes and 2 MiB")
         self.cluster_size = facts["cluster_size"] = 1 << cluster_bits
         if version == 3:
             if len(head) < _V3_LENGTH:
-                raise _Malformed("its header is cut short")
+                raise Malformed("its header is cut short")
             values += _HEADER_V3.unpack_from(head, _HEADER_V2.size)
         self.fields = _Fields(*values)
         least = _V3_LENGTH if version == 3 else _HEADER_V2.size
         if not least <= self.fields.header_length <= min(self.cluster_size, size):
-            raise _Malformed(f"its header claims a length of {self.fields.header_length} bytes")
+            raise Malformed(f"its header claims a length of {self.fields.header_length} bytes")
 
     def tell_features(self) -> None:
         fields, facts = self.fields, self.facts
@@ -202,20 +182,20 @@ class _Qcow2:
         facts["corrupt"] = bool(fields.incompatible & _CORRUPT)
         facts["extended_l2"] = bool(fields.incompatible & _EXTENDED_L2)
         if fields.capacity > _MAX_SIZE:
-            raise _Malformed("its virtual size is more than 2^63-1 bytes")
+            raise Malformed("its virtual size is more than 2^63-1 bytes")
         if fields.incompatible & ~_KNOWN_INCOMPATIBLE:
-            raise _Malformed("it uses incompatible features that are not known here")
+            raise Malformed("it uses incompatible features that are not known here")
         compression = self.head[_V3_LENGTH] if fields.header_length > _V3_LENGTH else 0
         if compression not in _COMPRESSIONS or bool(compression) != bool(fields.incompatible & _COMPRESSION):
-            raise _Malformed("its compression type is unknown or contradicts its features")
+            raise Malformed("its compression type is unknown or contradicts its features")
         facts["compression_type"] = _COMPRESSIONS[compression]
         if fields.incompatible & _EXTENDED_L2 and fields.cluster_bits < 14:
-            raise _Malformed("its clusters are too small for extended L2 entries")
+            raise Malformed("its clusters are too small for extended L2 entries")
         if fields.refcount_order > 6:
-            raise _Malformed("its reference counts are wider than 64 bits")
+            raise Malformed("its reference counts are wider than 64 bits")
         facts["refcount_bits"] = 1 << fields.refcount_order
         if fields.crypt_method not in _ENCRYPTIONS:
-            raise _Malformed("its encryption method is unknown")
+            raise Malformed("its encryption method is unknown")
         facts["encryption"] = _ENCRYPTIONS[fields.crypt_method]
 
     def tell_references(self) -> None:
@@ -229,54 +209,56 @@ class _Qcow2:
         if extensions:
             self._tell_extensions(extensions)
         if fields.crypt_method == _LUKS and _CRYPTO_EXTENSION not in extensions:
-            raise _Malformed("it is encrypted and its encryption header is missing")
+            raise Malformed("it is encrypted and its encryption header is missing")
 
     def check_tables(self) -> None:
         fields = self.fields
         if not fields.refcount_clusters:
-            raise _Malformed("it has no reference counts")
+            raise Malformed("it has no reference counts")
         length = fields.refcount_clusters * self.cluster_size
         self._check_place("reference counts", fields.refcount_offset, length, _MAX_REFCOUNT_TABLE_BYTES)
         self._check_place("L1 table", fields.l1_offset, fields.l1_entries * 8, _MAX_L1_BYTES)
         # An L1 entry leads to a cluster full of L2 entries, each of which leads to a cluster.
         l2_entries = self.cluster_size // (16 if fields.incompatible & _EXTENDED_L2 else 8)
         if fields.l1_entries * l2_entries * self.cluster_size < fields.capacity:
-            raise _Malformed("its L1 table is too small for its virtual size")
+            raise Malformed("its L1 table is too small for its virtual size")
 
     def tell_snapshots(self) -> None:
         fields = self.fields
-        least = fields.snapshot_count * _SNAPSHOT.size
-        self._check_place("snapshot table", fields.snapshots_offset, least, _MAX_SNAPSHOTS * _SNAPSHOT.size)
+        least = fields.snapshot_count * _LEAST_SNAPSHOT
+        self._check_place("snapshot table", fields.snapshots_offset, least, _MAX_SNAPSHOTS * _LEAST_SNAPSHOT)
         if not fields.snapshot_count:
             return
-        entries = _read_snapshots(self.fd, self.size, fields.snapshots_offset, fields.snapshot_count)
+        from ._snapshot_table import read_snapshots  # here, since most images have none
+
+        entries = read_snapshots(self.fd, self.size, fields.snapshots_offset, fields.snapshot_count)
         self.facts["snapshots"] = entries
         for entry in entries:
             self._check_place("snapshot's L1 table", entry.l1_table_offset, entry.l1_size * 8, _MAX_L1_BYTES)
 
     def _check_place(self, name: str, offset: int, length: int, limit: int) -> None:
         if length > limit:
-            raise _Malformed(f"its {name} would take more than {limit} bytes")
+            raise Malformed(f"its {name} would take more than {limit} bytes")
         if offset % self.cluster_size:
-            raise _Malformed(f"its {name} would not begin at a cluster")
+            raise Malformed(f"its {name} would not begin at a cluster")
         # Nothing lies in the header's cluster. A file may end within its last cluster.
         end = -(-self.size // self.cluster_size) * self.cluster_size
         if length and not self.cluster_size <= offset <= end - length:
-            raise _Malformed(f"its {name} would lie outside the file")
+            raise Malformed(f"its {name} would lie outside the file")
 
     def _read_backing_file(self) -> str | None:
         offset, length = self.fields.backing_offset, self.fields.backing_length
         if not self.fields.header_length <= offset <= self.cluster_size:
-            raise _Malformed("the name of its backing file is not in its place")
+            raise Malformed("the name of its backing file is not in its place")
         if length > min(_MAX_BACKING_FILE, self.cluster_size - offset):
-            raise _Malformed(f"the name of its backing file has {length} bytes")
+            raise Malformed(f"the name of its backing file has {length} bytes")
         name = self.head[offset : offset + length]
         if len(name) < length:
             name = os.pread(self.fd, length, offset)
         if len(name) < length:
-            raise _Malformed("the name of its backing file is cut short")
+            raise Malformed("the name of its backing file is cut short")
         if b"\0" in name:
-            raise _Malformed("the name of its backing file has a NUL in it")
+            raise Malformed("the name of its backing file has a NUL in it")
         return os.fsdecode(name) or None
 
     def _read_extensions(self) -> dict[int, bytes]:
@@ -287,7 +269,7 @@ class _Qcow2:
         while offset < end:
             start = offset + _EXTENSION.size
             if start > end:
-                raise _Malformed("a header extension is longer than its place")
+                raise Malformed("a header extension is longer than its place")
             if start > len(head):
                 head = self._read_long_head()
                 # What lies behind the end of a file reads as zeros, which is how extensions end.
@@ -295,18 +277,18 @@ class _Qcow2:
                     break
             magic, length = _EXTENSION.unpack_from(head, offset)
             if length > end - start:
-                raise _Malformed("a header extension is longer than its place")
+                raise Malformed("a header extension is longer than its place")
             if magic == _END_OF_EXTENSIONS:
                 break
             if magic in _TELLING_EXTENSIONS:
                 # Two answers to one question are how one tool is made to see what another doesn't.
                 if magic in found:
-                    raise _Malformed("it has the same header extension twice")
+                    raise Malformed("it has the same header extension twice")
                 if start + length > len(head):
                     head = self._read_long_head()
                 found[magic] = head[start : start + length]
                 if len(found[magic]) < length:
-                    raise _Malformed("its header extensions are cut short")
+                    raise Malformed("its header extensions are cut short")
             # Each begins at a multiple of eight bytes.
             offset = start + (length + 7 & ~7)
         return found
@@ -315,7 +297,7 @@ class _Qcow2:
         if len(self.head) < min(self.size, _MAX_EXTENSIONS_END):
             self.head = os.pread(self.fd, _MAX_EXTENSIONS_END, 0)
         elif self.size > _MAX_EXTENSIONS_END:
-            raise _Malformed(f"its header extensions take more than {_MAX_EXTENSIONS_END} bytes")
+            raise Malformed(f"its header extensions take more than {_MAX_EXTENSIONS_END} bytes")
         return self.head
 
     def _tell_extensions(self, extensions: dict[int, bytes]) -> None:
@@ -325,18 +307,18 @@ class _Qcow2:
             # Told even where the feature bit is missing: whoever put it there is not to be trusted.
             facts["data_file"] = os.fsdecode(data_file)
             if len(data_file) > _MAX_BACKING_FILE or b"\0" in data_file:
-                raise _Malformed("the name of its data file is malformed")
+                raise Malformed("the name of its data file is malformed")
         backing_format = extensions.get(_BACKING_FORMAT_EXTENSION)
         if backing_format is not None:
             if len(backing_format) > _MAX_BACKING_FORMAT or b"\0" in backing_format:
-                raise _Malformed("the name of its backing file's format is malformed")
+                raise Malformed("the name of its backing file's format is malformed")
             # Without a backing file, it is a leftover.
             if facts.get("backing_file"):
                 facts["backing_format"] = os.fsdecode(backing_format) or None
         crypto = extensions.get(_CRYPTO_EXTENSION)
         if crypto is not None:
             if self.fields.crypt_method != _LUKS or len(crypto) != _CRYPTO.size:
-                raise _Malformed("its encryption header is malformed")
+                raise Malformed("its encryption header is malformed")
             offset, length = _CRYPTO.unpack(crypto)
             self._check_place("encryption header", offset, length, self.size)
         bitmaps = extensions.get(_BITMAPS_EXTENSION)
@@ -345,69 +327,12 @@ class _Qcow2:
 
     def _check_bitmaps(self, extension: bytes) -> bool:
         if len(extension) != _BITMAPS.size:
-            raise _Malformed("its bitmaps are malformed")
+            raise Malformed("its bitmaps are malformed")
         # Without that bit, a tool that knows no bitmaps has written the image, and they count for nothing.
         if not self.fields.autoclear & _AUTOCLEAR_BITMAPS:
             return False
         count, reserved, length, offset = _BITMAPS.unpack(extension)
         if not 0 < count <= _MAX_BITMAPS or reserved:
-            raise _Malformed("its bitmaps are malformed")
+            raise Malformed("its bitmaps are malformed")
         self._check_place("bitmaps' directory", offset, length, _MAX_BITMAPS * 1024)
         return True
-
-
-def _read_snapshots(fd: int, size: int, offset: int, count: int) -> tuple[SnapshotEntry, ...]:
-    available = min(size - offset, _MAX_SNAPSHOT_TABLE)
-    length = 64 * 1024
-    while True:
-        table = os.pread(fd, length, offset)
-        entries = _parse_snapshots(table, count)
-        if entries is not None:
-            return entries
-        if length >= available:
-            raise _Malformed("its snapshot table is cut short or longer than 8 MiB")
-        length = min(length * 16, available)
-
-
-def _parse_snapshots(table: bytes, count: int) -> tuple[SnapshotEntry, ...] | None:
-    """Return the entries of ``table``, or None where it ends before the last of them."""
-    entries = []
-    offset = 0
-    for _number in range(count):
-        offset = offset + 7 & ~7
-        extra_offset = offset + _SNAPSHOT.size
-        if extra_offset > len(table):
-            return None
-        l1_offset, l1_size, id_length, name_length, seconds, nanoseconds, _clock, state_size, extra_length = (
-            _SNAPSHOT.unpack_from(table, offset)
-        )
-        if extra_length > _MAX_SNAPSHOT_EXTRA_DATA:
-            raise _Malformed("an entry of its snapshot table is malformed")
-        id_offset = extra_offset + extra_length
-        name_offset = id_offset + id_length
-        offset = name_offset + name_length
-        if offset > len(table):
-            return None
-        disk_size = None
-        if extra_length >= 8:
-            state_size = int.from_bytes(table[extra_offset : extra_offset + 8], "big")
-        if extra_length >= 16:
-            disk_size = int.from_bytes(table[extra_offset + 8 : extra_offset + 16], "big")
-        entries.append(
-            SnapshotEntry(
-                id=_decode_text(table[id_offset:name_offset]),
-                name=_decode_text(table[name_offset:offset]),
-                date_sec=seconds,
-                date_nsec=nanoseconds,
-                vm_state_size=state_size,
-                disk_size=disk_size,
-                l1_table_offset=l1_offset,
-                l1_size=l1_size,
-            )
-        )
-    return tuple(entries)
-
-
-def _decode_text(text: bytes) -> str:
-    """Return ``text`` up to a NUL, where QEMU ends it, with bytes that aren't UTF-8 written as ``\\xff``."""
-    return text.partition(b"\0")[0].decode("utf-8", "backslashreplace")

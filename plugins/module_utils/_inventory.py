@@ -13,19 +13,19 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from . import _chains, _directory, _domains, _formats, _locks, _xml
+from . import _chains, _directory, _domains, _formats, _xml
 from ._errors import ConnectionFailed, PoolInactive, Unsupported
 from ._image_header import ImageHeader, raw_header
 from ._libvirt import Connection
 from ._model import MANAGED_POOL_TYPES, RENAMED_POOL_TYPES, Attachment, Dependent, Ident, Pool
+from ._named_tuple import NamedTuple
 from ._names import STAGING_PREFIX
 
 _RBD_DEVICES = "/dev/rbd/"
 if TYPE_CHECKING:
-    from ._rbd import Rbd, RbdImage
-    from ._steps import Facts
+    from ._ceph import CephView
 
 NOT_AN_IMAGE = "it is neither a file nor a block device"
 
@@ -60,8 +60,7 @@ class Host:
         self.connection = connection
         self._scans: dict[str, list[_directory.FileFacts]] = {}
         self._fresh: set[str] = set()  # pools without files that libvirt has read anew
-        self._ceph: dict[str, Rbd] = {}
-        self._ceph_images: dict[str, dict[str, RbdImage]] = {}
+        self._ceph: CephView | None = None
         self._looked: dict[str, _directory.FileFacts | None] = {}  # what was found at the paths of images
         self.forget()
 
@@ -76,7 +75,8 @@ class Host:
         self._unlisted: dict[str, OSError] = {}
         self._looked.clear()
         self._fresh.clear()
-        self._ceph_images.clear()
+        if self._ceph is not None:
+            self._ceph.forget()
         self._reader = _chains.ChainReader()
 
     def seen(self, path: str) -> Ident | None:
@@ -213,10 +213,12 @@ class Host:
 
     def refresh(self, pool: Pool) -> None:
         """Let libvirt read a pool anew, while no run of ours renames a volume that is no file."""
+        from . import _locks, _pool_changes  # here, since most runs need neither
+
         with contextlib.ExitStack() as held:
             if pool.type in RENAMED_POOL_TYPES:
                 held.enter_context(_locks.hold_list(pool.place))
-            self.connection.refresh(pool)
+            _pool_changes.refresh(self.connection, pool)
 
     def has_hidden(self, pool: Pool) -> bool:
         """Whether a pool without files holds volumes in the making, or what a killed run left of some."""
@@ -259,7 +261,7 @@ class Host:
     def home(self, ident: Ident) -> tuple[Pool, str] | None:
         """The active pool and volume name under which a piece of storage really lies (links don't count)."""
         if ident[0] == "network":
-            return self._network_home(str(ident[1]))
+            return self.ceph.home(str(ident[1]), self.pools())
         if self._homes is None:
             self._homes = {}
             for pool in self.pools():
@@ -272,61 +274,14 @@ class Host:
                         self._homes.setdefault(_directory.identify_loosely(definition.path), (pool, definition.name))
         return self._homes.get(ident)
 
-    def _network_home(self, key: str) -> tuple[Pool, str] | None:
-        place, _slash, name = key.partition("/")
-        for pool in self.pools():
-            if pool.type == "rbd" and pool.source is not None and pool.source.name == place:
-                if self.connection.knows_volume(pool, name):
-                    return pool, name
-        return None
+    @property
+    def ceph(self) -> CephView:
+        """What Ceph clusters tell of their images beside libvirt."""
+        if self._ceph is None:
+            from ._ceph import CephView
 
-    def ceph(self, pool: Pool) -> Rbd:
-        """The way to the Ceph pool behind a pool of type rbd."""
-        if pool.uuid not in self._ceph:
-            if pool.type != "rbd" or pool.source is None:
-                raise Unsupported(f"Pool {pool.name!r} is of type {pool.type}: its volumes are out of reach.", pool=pool.name)
-            from ._rbd import Rbd
-
-            secret = pool.source.secret
-            key = self.connection.secret(*secret) if secret is not None else None
-            self._ceph[pool.uuid] = Rbd(pool.source, key)
-        return self._ceph[pool.uuid]
-
-    def ceph_images(self, pool: Pool) -> dict[str, RbdImage]:
-        """What the cluster knows of a pool's images beside libvirt; nothing where the tool for it isn't installed."""
-        if pool.type != "rbd":
-            return {}
-        from ._rbd import is_installed
-
-        if not is_installed():
-            return {}
-        if pool.uuid not in self._ceph_images:
-            self._ceph_images[pool.uuid] = self.ceph(pool).images()
-        return self._ceph_images[pool.uuid]
-
-    def location(self, image: Image) -> tuple[str, tuple[int, ...]]:
-        """Where a tool finds an image, and the descriptors that it must inherit for that; raises Unsupported."""
-        if image.type != "network" or image.pool is None:
-            return image.path, ()
-        ceph = self.ceph(image.pool)
-        return ceph.location(image.name), ceph.pass_fds
-
-    def facts(self, image: Image | None) -> Facts:
-        """Who has an image open, whether libvirt knows them or not, and what the storage itself keeps of it."""
-        from ._steps import Facts
-
-        if image is None:
-            return Facts()
-        if image.type == "network":
-            if image.pool is None or image.pool.type != "rbd":
-                return Facts()
-            watched = "writing" if self.ceph(image.pool).watchers(image.name) else None
-            known = self.ceph_images(image.pool).get(image.name)
-            return Facts(opened=watched, snapshots=known.snapshots if known is not None else ())
-        loops = tuple(_directory.loop_devices_on(image.ident)) if image.type == "file" else ()
-        return Facts(
-            opened=_locks.image_users(image.path), loop_devices=loops, names=_count_names(image), unread=self.unread(image.ident)
-        )
+            self._ceph = CephView(self.connection)
+        return self._ceph
 
     def scan(self, pool: Pool) -> list[_directory.FileFacts]:
         """Facts of all files of a pool's directory; one that can't be listed is empty, and remembered as such."""
@@ -402,7 +357,7 @@ class Host:
             below = _directory.identify_loosely(definition.backing_path)
             layers = (_chains.Layer(definition.backing_path, below, definition.backing_format),)
         if pool.type == "rbd":
-            layers = self._parents(definition.name, pool)
+            layers = self.ceph.parents(definition.name, pool)
         return Image(
             name=definition.name,
             path=definition.path,
@@ -418,18 +373,6 @@ class Host:
             distrust=None,
             key=definition.key,
         )
-
-    def _parents(self, name: str, pool: Pool) -> tuple[_chains.Layer, ...]:
-        """The images that an RBD image is a clone of, directly or not, as far as they lie in the same Ceph pool."""
-        images = self.ceph_images(pool)
-        layers: list[_chains.Layer] = []
-        image = images.get(name)
-        while image is not None and image.parent is not None and len(layers) < len(images):
-            path = "/".join(image.parent)
-            layers.append(_chains.Layer(path, ("network", path, ""), "raw"))
-            same = pool.source is not None and image.parent[0] == pool.source.name
-            image = images.get(image.parent[1]) if same else None
-        return tuple(layers)
 
     def chain_below(self, path: str, header: ImageHeader, ident: Ident) -> _chains.Chain:
         """The chain below an image as the decision saw it."""
@@ -459,7 +402,7 @@ class Host:
     def dependents(self, ident: Ident) -> tuple[Dependent, ...]:
         """All volumes of active pools whose backing chain includes a piece of storage, sorted."""
         if ident[0] == "network":
-            return self._network_dependents(ident)
+            return self.ceph.dependents(ident, self.pools())
         if self._children is None:
             self._children = self._map_children()
         found: dict[tuple[str, str], Dependent] = {}
@@ -478,16 +421,6 @@ class Host:
         if self._children is None:
             self._children = self._map_children()
         return next((what for unread, what in self._unread if unread != ident), None)
-
-    def _network_dependents(self, ident: Ident) -> tuple[Dependent, ...]:
-        """The RBD clones of an image; nothing but an RBD image can have one below."""
-        found = set()
-        for pool in self.pools():
-            place = pool.source.name if pool.source is not None else ""
-            for name in self.ceph_images(pool):
-                if any(layer.ident == ident for layer in self._parents(name, pool)):
-                    found.add((pool.name, name, f"{place}/{name}"))
-        return tuple(Dependent(*each) for each in sorted(found))
 
     def _map_children(self) -> dict[Ident, set[tuple[Ident, Dependent | None]]]:
         """What lies right above each piece of storage, with the volume that it is if the step up starts a chain."""
@@ -559,13 +492,6 @@ class Host:
             return ()
         chain = self._reader.below(path, facts.header, facts.ident)
         return [*(layer.ident for layer in chain.layers), *chain.data]
-
-
-def _count_names(image: Image) -> int:
-    try:
-        return 1 if image.is_link or image.type != "file" else os.lstat(image.path).st_nlink
-    except OSError:  # gone meanwhile
-        return 1
 
 
 def _leads_on(header: ImageHeader) -> bool:

@@ -15,17 +15,16 @@ import os
 import select
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
-from . import _holes, _libvirt, _locks, _staging, _xml
+from . import _holes, _leftovers, _libvirt, _locks, _running, _staging, _xml
 from ._errors import InsufficientSpace, Locked, StorageError, ToolFailed, Unsupported
 from ._libvirt import Connection
 from ._model import Attachment
 from ._os_errors import tells_of_no_room
-from ._plan_image import qcow2_options
+from ._plan_capacity import qcow2_options
 from ._qemu_img import QemuImg
 from ._staging import Staged
-from ._steps import CopyImage
+from ._steps import CopyImage, Moment
 
 #: How long another job of the domain may be in the way, in seconds.
 JOB_TIMEOUT = 60.0
@@ -35,13 +34,6 @@ _POLL = 0.1
 FREEZE_LIMIT = 10.0
 #: Bytes a second that are copied while the guest is frozen: a job at full speed would leave the guest no processor to thaw with.
 _SLOWLY = 1 << 20
-
-
-class Moment(NamedTuple):
-    """What a copy is of: ``offline``, ``filesystem`` or ``crash``; and what the user should know about the guest."""
-
-    consistency: str
-    warnings: tuple[str, ...] = ()
 
 
 def copy_running_disk(
@@ -80,24 +72,6 @@ def copy_running_disk(
     return moment
 
 
-def abort_orphan(connection: Connection, domain_uuid: str) -> None:
-    """End a backup job that writes into what a killed run left (and that run's guardian could not end)."""
-    document = connection.backup_job(domain_uuid)
-    if document is None:
-        return
-    targets = _xml.backup_targets(document)
-    if targets and all(_staging.is_abandoned(path) for path in targets):
-        connection.abort_job(domain_uuid)
-        connection.thaw(domain_uuid)
-
-
-def thaw_orphan(connection: Connection, path: str) -> None:
-    """Thaw the guest that a killed run left frozen, should its guardian have been killed as well."""
-    domain_uuid = _staging.read_frozen(path)
-    if domain_uuid is not None:
-        connection.thaw(domain_uuid)
-
-
 def _others(connection: Connection, live: Attachment) -> list[str]:
     """The domain's other disks, which the job leaves out."""
     for domain in connection.domains():
@@ -119,8 +93,8 @@ def _turn(connection: Connection, live: Attachment) -> Iterator[None]:
             held.enter_context(_locks.hold_names(("domain", live.domain_uuid, ""), ["backup job"], timeout=JOB_TIMEOUT))
         except Locked:
             raise _busy(live) from None
-        while connection.has_job(live.domain_uuid):
-            abort_orphan(connection, live.domain_uuid)
+        while _running.has_job(connection, live.domain_uuid):
+            _leftovers.abort_orphan(connection, live.domain_uuid)
             if time.monotonic() > deadline:
                 raise _busy(live)
             time.sleep(_POLL)
@@ -129,7 +103,7 @@ def _turn(connection: Connection, live: Attachment) -> Iterator[None]:
 
 def _is_ours(connection: Connection, live: Attachment, path: str) -> bool:
     """Whether the domain's backup job of now writes to ``path``."""
-    document = connection.backup_job(live.domain_uuid)
+    document = _running.backup_job(connection, live.domain_uuid)
     return document is not None and path in _xml.backup_targets(document)
 
 
@@ -137,7 +111,7 @@ def _drop_job(connection: Connection, live: Attachment, path: str) -> None:
     """End our job; another's that follows it is none of our business."""
     with contextlib.suppress(StorageError):
         if _is_ours(connection, live, path):
-            connection.abort_job(live.domain_uuid)
+            _running.abort_job(connection, live.domain_uuid)
 
 
 def _begin(connection: Connection, live: Attachment, document: str, guardian: _Guardian, staged_fd: int) -> Moment:
@@ -149,12 +123,12 @@ def _begin(connection: Connection, live: Attachment, document: str, guardian: _G
         if live.state == "running":
             guardian.tell(_FROZEN)
             _staging.write_frozen(staged_fd, live.domain_uuid)
-            frozen = connection.freeze(live.domain_uuid)
+            frozen = _running.freeze(connection, live.domain_uuid)
         try:
-            begun = connection.begin_backup(live.domain_uuid, document)
+            begun = _running.begin_backup(connection, live.domain_uuid, document)
             late = time.monotonic() > asked + FREEZE_LIMIT
             if begun and frozen and live.target is not None:
-                slowed = connection.limit_job(live.domain_uuid, live.target, _SLOWLY)
+                slowed = _running.limit_job(connection, live.domain_uuid, live.target, _SLOWLY)
         finally:
             if frozen:
                 _thaw(connection, live)
@@ -172,10 +146,11 @@ def _begin(connection: Connection, live: Attachment, document: str, guardian: _G
 
 def _go_at_full_speed(connection: Connection, live: Attachment) -> None:
     for _attempt in range(10):
-        if connection.limit_job(live.domain_uuid, live.target or "", 0) or not connection.has_job(live.domain_uuid):
+        fast = _running.limit_job(connection, live.domain_uuid, live.target or "", 0)
+        if fast or not _running.has_job(connection, live.domain_uuid):
             return
         time.sleep(_POLL)
-    connection.abort_job(live.domain_uuid)
+    _running.abort_job(connection, live.domain_uuid)
     raise ToolFailed(
         f"The backup job of domain {live.domain!r} was slowed down while the guest was frozen, and did not speed up again. "
         "The copy was dropped; run again."
@@ -199,7 +174,7 @@ def _moment(live: Attachment, frozen: bool | None, *, late: bool) -> Moment:
     return Moment(
         "crash",
         (
-            f"The guest agent of domain {live.domain!r} did not answer a freeze within {_libvirt.AGENT_TIMEOUT} s, so the copy is "
+            f"The guest agent of domain {live.domain!r} did not answer a freeze within {_running.AGENT_TIMEOUT} s, so the copy is "
             "as after a power cut. Should it freeze late, it is thawed as soon as it answers; if the guest stands still, run "
             f"'virsh domfsthaw {live.domain}'.",
         ),
@@ -208,10 +183,10 @@ def _moment(live: Attachment, frozen: bool | None, *, late: bool) -> Moment:
 
 def _thaw(connection: Connection, live: Attachment) -> None:
     for _attempt in range(10):
-        if connection.thaw(live.domain_uuid):
+        if _running.thaw(connection, live.domain_uuid):
             return
         time.sleep(_POLL)
-    connection.abort_job(live.domain_uuid)
+    _running.abort_job(connection, live.domain_uuid)
     raise ToolFailed(
         f"The file systems of domain {live.domain!r} could not be thawed after the copy was started. "
         f"Run 'virsh domfsthaw {live.domain}'."
@@ -225,8 +200,8 @@ def _wait_for_end(connection: Connection, live: Attachment, path: str) -> None:
         time.sleep(max(_POLL / 10, min((seen - began) / 20, _POLL)))  # so that a short job is not made much longer
     # libvirt forgets the job first, and then takes the copy from QEMU and gives it back to its owner: who asks the domain waits.
     with contextlib.suppress(StorageError):  # it stopped, and with it the job
-        connection.block_capacity(domain_uuid=live.domain_uuid, target=live.target or "")
-    outcome, took = connection.backup_result(live.domain_uuid)
+        _running.block_capacity(connection, domain_uuid=live.domain_uuid, target=live.target or "")
+    outcome, took = _running.backup_result(connection, live.domain_uuid)
     if not outcome and took < seen - began - 2 * _POLL:
         outcome = "another backup job ended before the result of this one could be read"
     if tells_of_no_room(outcome):
@@ -330,7 +305,7 @@ def _close_others(keep: int) -> None:
 def _thaw_from_outside(uri: str, domain_uuid: str) -> bool:
     """Whether the guest is surely not frozen now: its agent answered, or there is no such running domain any more."""
     with contextlib.suppress(StorageError), _libvirt.connect(uri) as connection:
-        return connection.thaw(domain_uuid) or not connection.is_running(domain_uuid)
+        return _running.thaw(connection, domain_uuid) or not _running.is_running(connection, domain_uuid)
     return False
 
 
@@ -340,11 +315,11 @@ def _drop_from_outside(uri: str, domain_uuid: str, path: str, *, settled: bool) 
     Not before a request that was on its way has come to something: libvirt 9 dies when a job's target is missing.
     """
     with contextlib.suppress(StorageError), _libvirt.connect(uri) as connection:
-        document = connection.backup_job(domain_uuid)
+        document = _running.backup_job(connection, domain_uuid)
         if document is not None and path in _xml.backup_targets(document):
-            connection.abort_job(domain_uuid)
+            _running.abort_job(connection, domain_uuid)
             return False  # look again whether it is gone
-        if document is None and (not settled or connection.has_job(domain_uuid)):
+        if document is None and (not settled or _running.has_job(connection, domain_uuid)):
             return False
         with contextlib.suppress(OSError):
             os.unlink(path)

@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
+
+from ._named_tuple import NamedTuple
 
 #: What tells one piece of storage from another, whatever path leads to it:
 #: ``("file", st_dev, st_ino)``, ``("block", st_rdev, 0)``, ``("network", key, "")`` or, where nothing
@@ -224,3 +226,11 @@ def name_uses(uses: Iterable[Attachment]) -> str:
         what = f"{how} {use.target or ''}".strip()
         words.append(f"domain {use.domain!r} ({use.state}, {what})" if what else f"domain {use.domain!r} ({use.state})")
     return ", ".join(dict.fromkeys(words))
+
+
+class Rights(NamedTuple):
+    """Owner, group and mode of a new file; ``None`` leaves the default (this user, 0600)."""
+
+    uid: int | None = None
+    gid: int | None = None
+    mode: int | None = None

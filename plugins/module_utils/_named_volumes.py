@@ -14,7 +14,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import _locks, _names, _requests
 from ._describe import describe
@@ -24,10 +24,7 @@ from ._inventory import NOT_AN_IMAGE, Host, Image
 from ._model import MANAGED_POOL_TYPES, Pool, Volume
 from ._names import STAGING_PREFIX
 from ._os_errors import explain
-from ._steps import Plan, VolumePlan
-
-if TYPE_CHECKING:
-    from ._live import Moment
+from ._plans import Plan, VolumePlan
 
 
 class NamedVolumes:
@@ -45,7 +42,10 @@ class NamedVolumes:
             if waited:
                 host.forget()
             if pool.stores_files and pool.path is not None:
-                _clear_leftovers(host, pool.path)
+                if _has_leftovers(pool.path):
+                    from ._leftovers import clear
+
+                    clear(host, pool.path)
                 self._correct_libvirt(host, pool)
             elif pool.type in MANAGED_POOL_TYPES and host.has_hidden(pool):
                 from ._without_files import sweep
@@ -103,15 +103,6 @@ class NamedVolumes:
                 return
 
 
-def take_steps(host: Host, plan: Plan) -> dict[str, Moment]:
-    """Take the plan's steps; returns of which moment each copy is, by name."""
-    from ._apply import Worker
-
-    worker = Worker(host)
-    worker.carry_out(plan)
-    return worker.moments
-
-
 def assert_writable(pool: Pool, names: Sequence[str]) -> None:
     """Refuse to change volumes on a file system that is mounted read-only; raises Unsupported.
 
@@ -157,18 +148,8 @@ def need_image(host: Host, pool: Pool, name: str) -> Image:
     return image
 
 
-def _clear_leftovers(host: Host, directory: str) -> None:
-    """Remove what killed runs left; backup jobs that still write into it are ended before."""
+def _has_leftovers(directory: str) -> bool:
+    """Whether there may be something that killed runs left; what is being made now looks the same."""
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
-        if not any(entry.name.startswith(STAGING_PREFIX) for entry in entries):
-            return
-    from . import _live, _staging
-
-    orphans = _staging.orphans(directory)
-    if orphans:
-        for path in orphans:
-            _live.thaw_orphan(host.connection, path)
-        for domain in host.connection.domains():
-            if domain.live_xml is not None:
-                _live.abort_orphan(host.connection, domain.uuid)
-    _staging.sweep(directory)
+        return any(entry.name.startswith(STAGING_PREFIX) for entry in entries)
+    return True

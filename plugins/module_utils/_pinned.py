@@ -12,14 +12,15 @@ what stands there by then, which may be a link to any file of the host.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
-from typing import NamedTuple
 
-from . import _chains, _directory, _locks, _staging
+from . import _chains, _directory, _image_locks, _staging
 from ._errors import Exchanged, UnsafeImage
 from ._image_header import read_header
 from ._inventory import Host
 from ._landlock import Handed
+from ._named_tuple import NamedTuple
 from ._qemu_img import OpenLayer, locate_layers
 from ._steps import Source
 
@@ -46,7 +47,7 @@ def pin_image(host: Host, fd: int, path: str, *, image_format: str, what: str) -
     if image_format == "raw":
         yield Pinned(locate_layers([OpenLayer(fd, "raw")]), (fd,))
         return
-    with contextlib.closing(_chains.OpenedChain()) as opened:
+    with contextlib.closing(_OpenedChain()) as opened:
         with _staging.explained(what):
             header, ident = read_header(fd), _directory.identify(f"/proc/self/fd/{fd}")
             chain = opened.below(path, header, ident)
@@ -94,7 +95,7 @@ def hold_source(host: Host, path: str, *, shared: bool, what: str, whole: bool =
             if shared:
                 fd = stack.enter_context(_directory.opened(path))
             else:
-                fd = stack.enter_context(_locks.hold_image(path, exclusive=False, what=what))
+                fd = stack.enter_context(_image_locks.hold_image(path, exclusive=False, what=what))
             seen = host.seen(path)
             if seen is not None and _directory.identify(f"/proc/self/fd/{fd}") != seen:
                 raise Exchanged(f"Cannot {what}: {path!r} was exchanged meanwhile. Run again.")
@@ -104,3 +105,19 @@ def hold_source(host: Host, path: str, *, shared: bool, what: str, whole: bool =
                     f"Cannot {what}: {path!r} was written to meanwhile. Run again; if it says so each time, stop what writes to it."
                 )
         yield fd
+
+
+class _OpenedChain(_chains.ChainReader):
+    """Walks one chain and keeps open what it looks at, so that a tool can be given just that: a descriptor for each layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fds: list[int] = []
+
+    def close(self) -> None:
+        """Let go of all layers."""
+        while self.fds:
+            os.close(self.fds.pop())
+
+    def _look_at(self, path: str, known_raw: bool) -> _directory.FileFacts | None:
+        return _directory.look_at(path, known_raw=known_raw, keep=self.fds)

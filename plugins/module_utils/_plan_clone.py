@@ -10,17 +10,12 @@ from collections.abc import Sequence
 
 from ._errors import InvalidOption, Unsupported, VolumeMismatch
 from ._model import ABSENT_DIFF, Attachment, Pool, Volume
+from ._plan_capacity import DEFAULT_CLUSTER_SIZE, settle_capacity
 from ._plan_create import predict
-from ._plan_image import (
-    DEFAULT_CLUSTER_SIZE,
-    check_cluster_size,
-    refuse_rights_without_files,
-    settle_capacity,
-    settle_format,
-    settle_preallocation,
-)
+from ._plan_image import check_cluster_size, refuse_rights_without_files, settle_format, settle_preallocation
+from ._plans import CloneWish, VolumePlan, Wish, keep
 from ._size import round_up
-from ._steps import CloneWish, CopyImage, Source, VolumePlan, Wish, keep
+from ._steps import CopyImage, Source
 
 
 def choose_method(*, source: Source, pool: Pool, wish: CloneWish, live: bool, whole_file: bool) -> str:

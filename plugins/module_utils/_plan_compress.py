@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ._errors import StorageError, ToolFailed, Unsupported, VolumeHasDependents, VolumeInUse
 from ._model import Attachment, Pool, Volume
+from ._named_tuple import NamedTuple
 from ._plan_delete import doubt_about
+from ._plans import Facts, Plan, VolumePlan
 from ._size import human
-from ._steps import Facts, Plan, VolumePlan
 
 
 class CompressWish(NamedTuple):

@@ -8,15 +8,10 @@ from __future__ import annotations
 
 from ._model import ABSENT_DIFF, Backing, Pool, Volume
 from ._names import volume_uuid
-from ._plan_image import (
-    DEFAULT_CLUSTER_SIZE,
-    refuse_rights_without_files,
-    settle_capacity,
-    settle_format,
-    settle_mode,
-    settle_preallocation,
-)
-from ._steps import CopyImage, Create, CreateBlank, CreateOverlay, Source, VolumePlan, Wish
+from ._plan_capacity import DEFAULT_CLUSTER_SIZE, settle_capacity
+from ._plan_image import refuse_rights_without_files, settle_format, settle_mode, settle_preallocation
+from ._plans import VolumePlan, Wish
+from ._steps import CopyImage, Create, CreateBlank, CreateOverlay, Source
 
 
 def plan_create(*, name: str, pool: Pool, wish: Wish, source: Source | None) -> VolumePlan:

@@ -10,7 +10,8 @@ from collections.abc import Collection, Sequence
 
 from ._errors import ToolFailed, Unsupported, VolumeHasDependents, VolumeInUse
 from ._model import ABSENT_DIFF, Dependent, Pool, Volume, name_uses
-from ._steps import Delete, Facts, VolumePlan
+from ._plans import Facts, VolumePlan
+from ._steps import Delete
 
 
 def plan_delete(

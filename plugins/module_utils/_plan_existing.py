@@ -9,8 +9,8 @@ from __future__ import annotations
 from ._errors import VolumeMismatch
 from ._model import Pool, Volume
 from ._plan_image import settle_format, settle_mode, settle_preallocation
+from ._plans import Facts, VolumePlan, Wish, keep
 from ._size import round_up
-from ._steps import Facts, VolumePlan, Wish, keep
 
 
 def check_existing(*, volume: Volume, wish: Wish, pool: Pool, same_backing: bool) -> None:
@@ -43,7 +43,16 @@ def plan_existing(*, volume: Volume, wish: Wish, pool: Pool, same_backing: bool,
     check_existing(volume=volume, wish=wish, pool=pool, same_backing=same_backing)
     if wish.size is None or round_up(wish.size) <= volume.capacity:
         return keep(volume)
-    from ._plan_grow import plan_grow
+    from ._plan_grow import plan_grow  # here, since most runs find that there is nothing to do
 
     preallocation = wish.preallocation if wish.preallocation != "metadata" else "off"
     return plan_grow(volume=volume, pool=pool, size=wish.size, preallocation=preallocation, facts=facts)
+
+
+def plan_resize(*, volume: Volume, pool: Pool, size: int, preallocation: str | None, facts: Facts) -> VolumePlan:
+    """Nothing for a volume that has just ``size`` bytes, else as plan_grow() says."""
+    if round_up(size, pool.granularity) == volume.capacity:
+        return keep(volume)
+    from ._plan_grow import plan_grow
+
+    return plan_grow(volume=volume, pool=pool, size=size, preallocation=preallocation, facts=facts)

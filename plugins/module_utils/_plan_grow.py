@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from ._errors import InvalidSize, ShrinkRefused, Unsupported, VolumeInUse
 from ._model import Attachment, Pool, Volume, name_uses
-from ._plan_image import largest_capacity, reserve_raw
+from ._plan_capacity import largest_capacity
+from ._plan_image import reserve_raw
+from ._plans import Facts, VolumePlan, keep
 from ._size import human, round_up
-from ._steps import Facts, Grow, VolumePlan, keep
+from ._steps import Grow
 
 
 def plan_grow(*, volume: Volume, pool: Pool, size: int, preallocation: str | None, facts: Facts) -> VolumePlan:

@@ -22,11 +22,12 @@ import signal
 import stat
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from . import _landlock
 from ._errors import InsufficientSpace, ToolFailed, ToolMissing, VolumeInUse
 from ._landlock import Handed
+from ._named_tuple import NamedTuple
 from ._os_errors import tells_of_no_room
 
 #: Limits of runs that read headers only (an image's header is written by whoever owns the guest).

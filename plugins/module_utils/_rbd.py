@@ -16,11 +16,12 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import _qemu_img
 from ._errors import InsufficientSpace, ToolFailed, ToolMissing, VolumeInUse, VolumeMismatch
 from ._model import PoolSource
+from ._named_tuple import NamedTuple
 
 #: How long a cluster that does not answer is waited for, in seconds; the time that libvirt gives it.
 TIMEOUT = 30

@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ._errors import InvalidOption
+from ._model import Rights
 from ._names import check_name
 from ._plan_image import check_wish
+from ._plans import Wish
 from ._size import parse_size
-from ._steps import Rights, Wish
 
 
 def read_names(params: Mapping[str, Any]) -> list[str]:

@@ -11,10 +11,10 @@ from typing import Any
 
 from ._describe import describe
 from ._inventory import Host
-from ._named_volumes import NamedVolumes, need_image, take_steps
-from ._plan_grow import plan_grow
+from ._named_volumes import NamedVolumes, need_image
+from ._plan_existing import plan_resize
+from ._plans import Facts, Plan
 from ._size import parse_size
-from ._steps import Facts, Plan
 
 GUEST_HINT = "Once the volume is larger, the partition and the file system inside the guest are still to be grown."
 
@@ -33,16 +33,20 @@ class ResizeTask(NamedVolumes):
         plans = []
         for name in self.names:
             image = need_image(host, pool, name)
-            grows = self._size > image.capacity
-            planned = plan_grow(
+            facts = Facts()
+            if self._size > image.capacity:
+                from ._facts import facts_of
+
+                facts = facts_of(host, image)
+            planned = plan_resize(
                 volume=describe(host, image),
                 pool=pool,
                 size=self._size,
                 preallocation=self._preallocation,
-                facts=host.facts(image) if grows else Facts(),
+                facts=facts,
             )
             if planned.steps:
-                from ._sources import assert_growable
+                from ._trust import assert_growable
 
                 assert_growable(host, image, planned)
                 planned = planned._replace(notes=(GUEST_HINT,))
@@ -51,4 +55,6 @@ class ResizeTask(NamedVolumes):
 
     def carry_out(self, host: Host, plan: Plan) -> None:
         """Take the plan's steps."""
-        take_steps(host, plan)
+        from ._apply_resize import ResizeWorker
+
+        ResizeWorker(host).carry_out(plan)

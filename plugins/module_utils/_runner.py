@@ -8,45 +8,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
 
-from . import _libvirt
+from . import _libvirt, _process
 from ._errors import Exchanged, StorageError, ToolMissing, told_as_changed
 from ._inventory import Host
 from ._model import Volume
 from ._os_errors import explain
 from ._requests import warn_of_blanks
-from ._steps import Plan
 
-PlanT = TypeVar("PlanT", bound=Plan)
+if TYPE_CHECKING:
+    from ._lifecycle import LifecycleTask, PlanT
 
 #: How often a run decides anew because others changed what it had looked at.
 _SECOND_LOOKS = 4
-
-
-class LifecycleTask(Protocol[PlanT]):
-    """What a module that changes volumes hands to run_lifecycle()."""
-
-    @property
-    def names(self) -> list[str]:
-        """The volumes of the call, in order."""
-
-    def guard(self, host: Host) -> contextlib.AbstractContextManager[None]:
-        """The right to work on these volumes, and a tidy place to do it."""
-
-    def decide(self, host: Host) -> PlanT:
-        """Look at what is there and plan; touches nothing."""
-
-    def carry_out(self, host: Host, plan: PlanT) -> PlanT | None:
-        """Take the plan's steps; returns the plan as it came out where that can differ."""
-
-    def describe(self, host: Host) -> list[Volume | None]:
-        """The volumes as they are now, in order."""
-
-    def extra_result(self, plan: Plan) -> dict[str, Any]:
-        """Keys of the result beside those of all modules."""
 
 
 class _Module(AnsibleModule):  # type: ignore[misc]  # ansible-core has no type information
@@ -59,8 +36,14 @@ class _Module(AnsibleModule):  # type: ignore[misc]  # ansible-core has no type 
     def log(self, msg: str, log_args: dict[str, Any] | None = None) -> None:
         super().log(msg.replace("\0", "\\0"), log_args)  # since Python 3.13 the system's log refuses it, and Ansible the run
 
+    def exit_json(self, **facts: Any) -> NoReturn:
+        _process.end()
+        super().exit_json(**_clean(facts))
+        raise SystemExit(0)
+
     def fail_json(self, msg: str, **facts: Any) -> NoReturn:
         facts.setdefault("reason", "invalid_option")
+        _process.end()
         super().fail_json(msg=_clean(msg), **_clean(facts))
         raise SystemExit(1)
 
@@ -79,7 +62,7 @@ def run_lifecycle(
                 plan, volumes = _look_and_act(task, host, for_real=not module.check_mode)
         for warning in [*warn_of_blanks(task.names), *plan.warnings, *(text for planned in plan.volumes for text in planned.warnings)]:
             module.warn(_clean(warning))
-        module.exit_json(**_clean(_report(task, plan, volumes)))
+        module.exit_json(**_report(task, plan, volumes))
 
 
 def _look_and_act(
@@ -117,7 +100,7 @@ def run_lookup(
             result, warnings = collect(module.params, Host(connection))
         for warning in warnings:
             module.warn(_clean(warning))
-        module.exit_json(changed=False, **_clean(result))
+        module.exit_json(changed=False, **result)
 
 
 def _report(task: LifecycleTask[PlanT], plan: PlanT, volumes: Sequence[Volume | None]) -> dict[str, Any]:
@@ -138,6 +121,7 @@ def _report(task: LifecycleTask[PlanT], plan: PlanT, volumes: Sequence[Volume | 
 
 
 def _start(argument_spec: dict[str, Any]) -> _Module:
+    _process.start()
     module = _Module(argument_spec=argument_spec, supports_check_mode=True)
     if not _libvirt.is_installed():
         _find_libvirt(module)
@@ -162,11 +146,14 @@ def _find_libvirt(module: _Module) -> None:
     module.fail_json(msg=error.msg, reason=error.reason, **error.facts)
 
 
-class _failures(contextlib.AbstractContextManager):  # type: ignore[type-arg]
+class _failures:
     """End the module with ``msg`` and ``reason`` for what a user or a host can cause."""
 
     def __init__(self, module: _Module) -> None:
         self._module = module
+
+    def __enter__(self) -> None:
+        pass
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if isinstance(error, OSError):

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+
 from ._domains import SnapshotOfDomain
 from ._errors import (
     InvalidOption,
@@ -17,11 +18,13 @@ from ._errors import (
     VolumeInUse,
     VolumeNotFound,
 )
-from ._image_header import SnapshotEntry
+from ._facts import facts_of, location_of
 from ._inventory import Host, Image
 from ._model import Attachment, Pool
 from ._os_errors import explain
-from ._steps import Grow, Source, VolumePlan
+from ._snapshot_table import SnapshotEntry
+from ._steps import Source
+from ._trust import assert_no_way_out, assert_readable
 from ._xml import DiskDef, SnapshotDisk
 
 
@@ -64,7 +67,7 @@ def find_template(host: Host, *, template: str, pool: Pool, for_overlay: bool) -
         )
     assert_readable(host, image, where)
     _assert_nobody_writes(host, image, where)
-    location, pass_fds = host.location(image)
+    location, pass_fds = location_of(host, image)
     return (
         Source(
             path=location,
@@ -105,68 +108,6 @@ def find_snapshot(host: Host, *, snapshot: str, volume: str, pool: Pool) -> tupl
     return _find_in_domains(host, image, snapshot, pool)
 
 
-def assert_readable(host: Host, image: Image, where: str) -> None:
-    """Refuse images that must not be let near a tool, and chains that leave the pools; raises UnsafeImage, Unsupported."""
-    if image.failure is not None:
-        raise explain(image.failure, f"look at the {where}")
-    if image.distrust is not None:
-        raise UnsafeImage(f"The {where} is not safe to read: {image.distrust}.", path=image.path)
-    if image.capacity == 0:
-        raise UnsafeImage(f"The {where} is empty: it can't be what was meant.", path=image.path)
-    if image.header.encryption is not None or image.format == "luks":
-        raise Unsupported(f"The {where} is encrypted by QEMU; only its own domain can read it.", path=image.path)
-    if image.format not in ("qcow2", "raw"):
-        raise UnsafeImage(
-            f"The {where} looks like a {image.format} image; only qcow2 and raw are read, since other formats can refer to "
-            "any file of the host. Convert it ('qemu-img convert') where it comes from.",
-            path=image.path,
-        )
-    if image.header.corrupt:
-        raise UnsafeImage(
-            f"The {where} is marked as corrupt. Repair it ('qemu-img check -r all') before it is used.", path=image.path
-        )
-    if image.chain.trouble is not None:
-        raise UnsafeImage(f"The {where} is not safe to read: {image.chain.trouble}.", path=image.path)
-    for layer in image.chain.layers:
-        if layer.format not in ("qcow2", "raw"):
-            raise UnsafeImage(
-                f"The {where} is not safe to read: its backing file {layer.path!r} looks like {layer.format}.", path=image.path
-            )
-        if host.home(layer.ident) is None:
-            raise UnsafeImage(
-                f"The {where} is not safe to read: its backing file {layer.path!r} lies outside every active pool of "
-                "this host. Start the pool that it lies in, or flatten the image where it comes from.",
-                path=image.path,
-            )
-
-
-def assert_growable(host: Host, image: Image, planned: VolumePlan) -> None:
-    """Refuse to let qemu-img open an unsafe image for writing: what its header names would be opened, a data file written to.
-
-    Raw files are grown without a look at what is in them, and what runs was opened by its domain; that resizes no disk
-    while a job works on it. Raises Locked, or as assert_readable().
-    """
-    where = f"volume {image.name!r} of pool {image.pool.name if image.pool else ''!r}"
-    if planned.steps:
-        assert_no_way_out(host, image, where)
-    for use in [use for step in planned.steps if isinstance(step, Grow) for use in step.online]:
-        if use.target is not None:
-            what = f"grow {where} through {use.target} of the running domain {use.domain!r}"
-            host.connection.assert_no_block_job(domain_uuid=use.domain_uuid, target=use.target, what=what)
-    if image.format == "qcow2" and any(isinstance(step, Grow) and not step.online for step in planned.steps):
-        assert_readable(host, image, where)
-
-
-def assert_no_way_out(host: Host, image: Image, where: str) -> None:
-    """Refuse a link out of the pools: whoever can put one there must not reach other files with it. Raises UnsafeImage."""
-    if image.is_link and host.home(image.ident) is None:
-        raise UnsafeImage(
-            f"The {where} is a link to something outside every active pool of this host, which may be any file. Move what it "
-            "leads to into a pool.",
-            path=image.path,
-        )
-
-
 def _lies_in_a_directory_of_a_pool(host: Host, path: str) -> bool:
     directory = os.path.realpath(os.path.dirname(path))
     return any(pool.stores_files and pool.path and os.path.realpath(pool.path) == directory for pool in host.pools())
@@ -184,7 +125,7 @@ def _assert_nobody_writes(host: Host, image: Image, where: str) -> None:
             "an overlay would break. Stop the domain, take a snapshot and start from that, or copy it with volume_clone.",
             attachments=[use.to_result() for use in writers],
         )
-    if host.facts(image).opened == "writing":
+    if facts_of(host, image).opened == "writing":
         raise VolumeInUse(
             f"The {where} is open for writing in a process that libvirt on this host doesn't know: another host, a QEMU or "
             "a qemu-nbd. Stop it first.",
@@ -212,7 +153,7 @@ def _internal_source(host: Host, image: Image, entry: SnapshotEntry, pool: Pool)
         raise UnsafeImage(f"The {where} can't be told from others: several have the id {entry.id!r}.", path=image.path)
     written = any(use.live and use.via == "disk" and not use.readonly for use in host.attachments(image))
     if not written and image.type == "file":
-        written = host.facts(image).opened == "writing"
+        written = facts_of(host, image).opened == "writing"
     return Source(
         path=image.path,
         label=where,

@@ -13,10 +13,11 @@ from ._directory import can_hold
 from ._errors import InvalidSize
 from ._inventory import Host
 from ._model import Pool
-from ._plan_image import empty_qcow2_bytes
+from ._plan_capacity import empty_qcow2_bytes
 from ._plan_space import check_space
+from ._plans import VolumePlan
 from ._size import human
-from ._steps import CopyImage, CreateBlank, CreateOverlay, Delete, Grow, Step, VolumePlan
+from ._steps import CopyImage, CreateBlank, CreateOverlay, Delete, Grow, Step
 
 if TYPE_CHECKING:
     from ._qemu_img import Measure, QemuImg

@@ -19,12 +19,12 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from . import _directory, _locks, _os_errors
 from ._errors import Exchanged, StorageError, VolumeMismatch
 from ._landlock import Handed
 from ._model import Ident
+from ._named_tuple import NamedTuple
 from ._names import STAGING_PREFIX
 
 _PARTIAL = STAGING_PREFIX + "partial-"

@@ -15,13 +15,14 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
 
-from . import _locks, _pool_tools, _xml
+from . import _locks, _pool_changes, _pool_tools, _xml
 from ._describe import describe
 from ._errors import LibvirtError, Locked, StorageError, Unsupported, VolumeInUse
+from ._facts import facts_of
 from ._inventory import Host
 from ._model import Pool
+from ._named_tuple import NamedTuple
 from ._names import STAGING_PREFIX
 from ._os_errors import explained
 from ._plan_delete import refuse_harm
@@ -44,7 +45,7 @@ class Hidden(NamedTuple):
 
 def create_blank(host: Host, step: CreateBlank) -> None:
     """Create an empty volume, which the storage does in one step."""
-    host.connection.create_volume(step.pool, _document(step.name, step))
+    _pool_changes.create_volume(host.connection, step.pool, _document(step.name, step))
 
 
 def copy(host: Host, step: CopyImage, qemu_img: QemuImg, *, source: Source) -> None:
@@ -83,7 +84,7 @@ def assert_source_stood_still(host: Host, step: CopyImage) -> None:
     if not step.source.pass_fds or step.source.shared or step.source.home is None:
         return
     pool, name = step.source.home
-    if host.ceph(pool).watchers(name):
+    if host.ceph.way_to(pool).watchers(name):
         raise VolumeInUse(f"The {step.source.label} was opened for writing while it was copied, so the copy was dropped. Run again.")
 
 
@@ -115,10 +116,10 @@ def _delete_leftover(host: Host, pool: Pool, name: str) -> None:
     deadline = time.monotonic() + _WATCH_SECONDS
     while True:
         try:
-            host.connection.delete_volume(pool, name)
+            _pool_changes.delete_volume(host.connection, pool, name)
             return
         except LibvirtError:
-            if pool.type != "rbd" or not host.ceph(pool).watchers(name):
+            if pool.type != "rbd" or not host.ceph.way_to(pool).watchers(name):
                 raise
         if time.monotonic() > deadline:
             return
@@ -127,19 +128,19 @@ def _delete_leftover(host: Host, pool: Pool, name: str) -> None:
 
 def _delete_named(host: Host, step: Delete) -> None:
     try:
-        host.connection.delete_volume(step.pool, step.name)
+        _pool_changes.delete_volume(host.connection, step.pool, step.name)
     except LibvirtError:
         # libvirt does not say why Ceph refuses: somebody may have come since we looked.
         host.forget()
         image = host.image(step.pool, step.name)
         if image is not None:
-            refuse_harm(volume=describe(host, image), facts=host.facts(image))
+            refuse_harm(volume=describe(host, image), facts=facts_of(host, image))
         raise
 
 
 def _wipe(host: Host, pool: Pool, hidden: str) -> None:
-    host.connection.wipe_volume(pool, hidden)
-    host.connection.delete_volume(pool, hidden)
+    _pool_changes.wipe_volume(host.connection, pool, hidden)
+    _pool_changes.delete_volume(host.connection, pool, hidden)
 
 
 @contextlib.contextmanager
@@ -149,11 +150,11 @@ def _hidden(host: Host, step: CopyImage) -> Iterator[Hidden]:
     with _locks.hold_names(pool.place, [name]), contextlib.ExitStack() as undo:
         undo.callback(_drop, host, pool, name)
         if pool.type == "rbd":
-            ceph = host.ceph(pool)
+            ceph = host.ceph.way_to(pool)
             ceph.create(name, step.capacity)
             yield Hidden(name, ceph.location(name), ceph.pass_fds)
         else:
-            host.connection.create_volume(pool, _document(name, step))
+            _pool_changes.create_volume(host.connection, pool, _document(name, step))
             definition = host.connection.volume(pool, name)
             if definition is None:
                 raise Unsupported(f"Pool {pool.name!r} does not show a volume that was just made in it.")
@@ -164,14 +165,14 @@ def _hidden(host: Host, step: CopyImage) -> Iterator[Hidden]:
 def _drop(host: Host, pool: Pool, name: str) -> None:
     with contextlib.suppress(StorageError):  # the failure that led here is the one to report
         if pool.type == "rbd":
-            host.ceph(pool).remove(name)
+            host.ceph.way_to(pool).remove(name)
         else:
-            host.connection.delete_volume(pool, name)
+            _pool_changes.delete_volume(host.connection, pool, name)
 
 
 def _rename(host: Host, pool: Pool, old: str, new: str) -> None:
     if pool.type == "rbd":
-        host.ceph(pool).rename(old, new)
+        host.ceph.way_to(pool).rename(old, new)
         return
     definition = host.connection.volume(pool, old)
     if definition is None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from ._model import Pool, PoolSource
+from ._named_tuple import NamedTuple
 
 _RBD_OPTIONS = "{http://libvirt.org/schemas/storagepool/rbd/1.0}"
 

@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 
 from ansible_collections.hypervisor.storage.plugins.module_utils._errors import StorageError
-from ansible_collections.hypervisor.storage.tests.unit.fake_hypervisor import Hypervisor
 from ansible_collections.hypervisor.storage.tests.faults.works import MIB, WORKS, content_of, lay_out, make_masters, wish_of
+from ansible_collections.hypervisor.storage.tests.unit.fake_hypervisor import Hypervisor
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.hypervisor.storage.plugins.module_utils import _directory, _grow, _locks, _qemu_img
+from ansible_collections.hypervisor.storage.plugins.module_utils import _directory, _grow, _image_locks, _qemu_img
 from ansible_collections.hypervisor.storage.plugins.module_utils._errors import ConnectionFailed, LibvirtError
 from ansible_collections.hypervisor.storage.plugins.modules import volume, volume_clone, volume_compress, volume_resize
 from ansible_collections.hypervisor.storage.tests.faults.works import MIB, WORKS, content_of, lay_out, make_masters, wish_of
@@ -72,7 +72,7 @@ def test_source_that_is_grown_and_written_before_it_is_held(lab: Hypervisor, mon
     """The copy is what the source is when it is held, to its end."""
     work = WORKS[name]
     source, fmt = lab.directory / work.victim, "raw" if work.victim == "r" else "qcow2"
-    before(monkeypatch, _locks, "hold_image", lambda: run_on_it(source, fmt))
+    before(monkeypatch, _image_locks, "hold_image", lambda: run_on_it(source, fmt))
     result = lab.run(work.module, **wish_of(work, lab))
     assert result.get("changed") and result["volume"]["capacity"] == 4 * MIB, result
     assert content_of(lab.directory / "b", fmt) == content_of(source, fmt)
@@ -82,7 +82,7 @@ def test_source_that_is_grown_and_written_before_it_is_held(lab: Hypervisor, mon
 def test_source_that_changes_between_two_copies_of_a_list(lab: Hypervisor, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     """The first is done; the second would be cut to the size that was planned."""
     fmt = "raw" if source == "r" else "qcow2"
-    before(monkeypatch, _locks, "hold_image", lambda: run_on_it(lab.directory / source, fmt), nth=2)
+    before(monkeypatch, _image_locks, "hold_image", lambda: run_on_it(lab.directory / source, fmt), nth=2)
     result = lab.run(volume_clone, source=source, name=["b", "c"])
     assert result.get("failed") and result["changed"] and "Run again" in result["msg"], result
     assert (result["done"], result["not_done"]) == (["b"], ["c"])
@@ -92,7 +92,7 @@ def test_source_that_changes_between_two_copies_of_a_list(lab: Hypervisor, monke
 
 
 def test_template_that_is_written_before_its_overlay_is_made(lab: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
-    before(monkeypatch, _locks, "hold_image", lambda: run_on_it(lab.directory / "a", "qcow2"))
+    before(monkeypatch, _image_locks, "hold_image", lambda: run_on_it(lab.directory / "a", "qcow2"))
     result = lab.run(volume, name="b", template="a")
     assert result.get("changed") and result["volume"]["capacity"] == 4 * MIB, result
     assert content_of(lab.directory / "b", "qcow2") == content_of(lab.directory / "a", "qcow2")
@@ -154,7 +154,7 @@ def test_volume_that_is_rewritten_elsewhere_while_it_is_grown(lab: Hypervisor, m
 def test_volume_that_is_grown_elsewhere_while_it_is_grown(lab: Hypervisor, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Who finds it done has changed nothing."""
     fmt = "raw" if name == "r" else "qcow2"
-    place = (_grow, "_assert_grows") if name == "alone" else (_locks, "hold_image")
+    place = (_grow, "_assert_grows") if name == "alone" else (_image_locks, "hold_image")
     before(monkeypatch, *place, lambda: run(["qemu-img", "resize", "-q", "-f", fmt, lab.directory / name, "4M"]))
     result = lab.run(volume_resize, name=name, size="4M")
     assert result.get("changed") is False and result["volume"]["capacity"] == 4 * MIB, result
@@ -163,7 +163,7 @@ def test_volume_that_is_grown_elsewhere_while_it_is_grown(lab: Hypervisor, monke
 @pytest.mark.parametrize("name", ["alone", "r"])
 def test_volume_that_is_deleted_elsewhere_while_it_is_grown(lab: Hypervisor, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     path = lab.directory / name
-    before(monkeypatch, *((_qemu_img.QemuImg, "resize") if name == "alone" else (_locks, "hold_image")), path.unlink)
+    before(monkeypatch, *((_qemu_img.QemuImg, "resize") if name == "alone" else (_image_locks, "hold_image")), path.unlink)
     result = lab.run(volume_resize, name=name, size="4M")
     assert result.get("reason") == "volume_not_found" and not result.get("changed"), result
 
@@ -207,7 +207,7 @@ class Latecomer(threading.Thread):
                 assert time.monotonic() < deadline, "its name never went"
                 time.sleep(0.001)
             time.sleep(self._pause)
-            self.got_it = _locks._try_permissions(self._fd, _locks._EXCLUSIVE)
+            self.got_it = _image_locks._try_permissions(self._fd, _image_locks._EXCLUSIVE)
         finally:
             os.close(self._fd)
 
@@ -229,7 +229,7 @@ def test_who_opened_it_before_and_locks_it_afterwards(lab: Hypervisor, name: str
 @pytest.mark.parametrize("name", LATE)
 def test_nobody_is_waited_for_in_vain(lab: Hypervisor, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Nobody else has it open: nothing is waited for."""
-    monkeypatch.setattr(_locks, "LATE_TIMEOUT", 60.0)
+    monkeypatch.setattr(_image_locks, "LATE_TIMEOUT", 60.0)
     module, wish = LATE[name]
     began = time.monotonic()
     assert lab.run(module, **wish).get("changed")
@@ -242,7 +242,7 @@ def test_nobody_is_waited_for_in_vain(lab: Hypervisor, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("wipe", [False, True])
 def test_volume_that_another_host_deletes_before_it_is_locked(lab: Hypervisor, monkeypatch: pytest.MonkeyPatch, wipe: bool) -> None:
     """Who has nothing left to delete changed nothing."""
-    before(monkeypatch, _locks, "allow_open_files", (lab.directory / "alone").unlink)
+    before(monkeypatch, _image_locks, "allow_open_files", (lab.directory / "alone").unlink)
     result = lab.run(volume, name="alone", state="absent", wipe=wipe)
     assert not result.get("failed") and result["changed"] is False and result["actions"] == [], result
 
@@ -252,7 +252,7 @@ def test_loop_device_that_comes_before_a_delete(lab: Hypervisor, monkeypatch: py
     """It takes no lock."""
     found: list[str] = []
     monkeypatch.setattr(_directory, "loop_devices_on", lambda ident: list(found))
-    before(monkeypatch, _locks, "hold_image", lambda: found.append("/dev/loop7"))
+    before(monkeypatch, _image_locks, "hold_image", lambda: found.append("/dev/loop7"))
     result = lab.run(volume, name="alone", state="absent", **wish)
     assert result.get("reason") == "volume_in_use" and "/dev/loop7" in result["msg"], result
     assert not result.get("changed") and (lab.directory / "alone").exists()

@@ -69,18 +69,24 @@ def test_nothing_to_do(counted, make_pool, module, params):
 
 
 WATCH = """
-import json, runpy, sys
-compiled = []
-sys.addaudithook(lambda event, about: compiled.append(str(about[1])) if event == "compile" else None)
+import gc, json, runpy, sys
+compiled, collected = [], []
+def name_of(path):
+    return str(path).rpartition("/")[2] if "/plugins/module_utils/_" in str(path) else ""
+sys.addaudithook(lambda event, about: compiled.append(name_of(about[1])) if event == "compile" else None)
+gc.callbacks.append(lambda phase, _about: collected.append(compiled[-1] if compiled else ""))
 try:
     runpy.run_path(sys.argv.pop(1), run_name="__main__")
 finally:
-    print(json.dumps(compiled), file=sys.stderr)
+    left = [gc.isenabled(), len(gc.get_objects()), gc.get_freeze_count()]
+    print(json.dumps([compiled, collected, left]), file=sys.stderr)
 """
 
 
-def test_each_file_that_ansible_sends_is_compiled_once(hypervisor, pool, tmp_path):
-    """The real payload, from its archive; Python alone would compile each file twice. All of them bear their names."""
+@pytest.fixture
+def watched(hypervisor, pool, tmp_path):
+    """The real payload of a run that finds nothing to do, from its archive: files compiled, files being imported when Python collected
+    garbage, and what is left at the end to be looked through for it."""
     blank(pool / "v")
     sent = dict(ANSIBLE_KEEP_REMOTE_FILES="1", ANSIBLE_REMOTE_TEMP=str(tmp_path))
     line = f"uri={hypervisor.uri} pool={pool.name} name=v size=1M"
@@ -88,9 +94,22 @@ def test_each_file_that_ansible_sends_is_compiled_once(hypervisor, pool, tmp_pat
     (payload,) = tmp_path.rglob("AnsiballZ_volume.py")
     done = subprocess.run([sys.executable, "-c", WATCH, payload], capture_output=True, text=True, timeout=60, check=True, cwd="/")
     assert json.loads(done.stdout)["volume"]["name"] == "v"
-    ours = Counter(name.rpartition("/")[2] for name in json.loads(done.stderr) if "/plugins/module_utils/_" in name)
+    return json.loads(done.stderr)
+
+
+def test_each_file_that_ansible_sends_is_compiled_once(watched):
+    """Python alone would compile each file twice. All of them bear their names."""
+    ours = Counter(name for name in watched[0] if name)
     assert len(ours) > 15 and {"_inventory.py", "_libvirt.py"} <= set(ours)
-    assert {name: times for name, times in ours.items() if times > 1}.keys() <= {"__init__.py", "_archive.py", "_args.py"}
+    assert {name: times for name, times in ours.items() if times > 1}.keys() <= {"__init__.py", "_process.py", "_args.py"}
+
+
+def test_garbage_is_not_looked_for_where_there_is_none(watched):
+    """Neither among what imports make, nor at the end of the process."""
+    compiled, collected, (enabled, to_look_through, frozen) = watched
+    assert "" in collected, "Python collects before our files are imported"
+    assert set(collected) - {""} <= {"__init__.py", "_process.py", "_args.py", compiled[-1]}, "what follows the last file is the work"
+    assert not enabled and to_look_through < 1000 < frozen
 
 
 def test_many_overlays_at_once(counted, pool):

@@ -147,29 +147,29 @@ def sizes(hypervisor, pool, name, target):
 BEGIN_FAILS = """
 def fail(self, *arguments):
     raise _errors.LibvirtError("libvirt is out of order")
-_libvirt.Connection.begin_backup = fail
+_running.begin_backup = fail
 """
 LOST_WHILE_FROZEN = """
 def leave(self, *arguments):
     raise KeyboardInterrupt
-_libvirt.Connection.begin_backup = leave
+_running.begin_backup = leave
 """
 STAYS_FROZEN = """
-begin = _libvirt.Connection.begin_backup
+begin = _running.begin_backup
 def begin_and_stop(self, *arguments):
     begin(self, *arguments)
     time.sleep(600)
-_libvirt.Connection.begin_backup = begin_and_stop
+_running.begin_backup = begin_and_stop
 """
 NO_THAW = """
-mine, thaw = os.getpid(), _libvirt.Connection.thaw
-_libvirt.Connection.thaw = lambda self, uuid: os.getpid() != mine and thaw(self, uuid)
+mine, thaw = os.getpid(), _running.thaw
+_running.thaw = lambda self, uuid: os.getpid() != mine and thaw(self, uuid)
 """
 IMPATIENT = "_live.JOB_TIMEOUT = 3"
 # By QEMU itself, since not every libvirt lets a backup job be slowed down; and what the module asks of libvirt is never faster.
 SLOW = """
 import json, libvirt_qemu
-begin, limit = _libvirt.Connection.begin_backup, _libvirt.Connection.limit_job
+begin, limit = _running.begin_backup, _running.limit_job
 def begin_slowly(self, uuid, document):
     begun = begin(self, uuid, document)
     def ask(command, **arguments):
@@ -178,8 +178,8 @@ def begin_slowly(self, uuid, document):
     for job in ask("query-block-jobs")["return"]:
         ask("block-job-set-speed", device=job["device"], speed=1 << 20)
     return begun
-_libvirt.Connection.begin_backup = begin_slowly
-_libvirt.Connection.limit_job = lambda self, uuid, target, speed: limit(self, uuid, target, 1 << 20)
+_running.begin_backup = begin_slowly
+_running.limit_job = lambda self, uuid, target, speed: limit(self, uuid, target, 1 << 20)
 """
 
 
@@ -264,11 +264,11 @@ def test_thawed_at_once(hypervisor, guest, busy):
 
 HELD_UP = """
 _live.FREEZE_LIMIT = 2.0
-begin = _libvirt.Connection.begin_backup
+begin = _running.begin_backup
 def begin_late(self, uuid, document):
     time.sleep(7)
     return begin(self, uuid, document)
-_libvirt.Connection.begin_backup = begin_late
+_running.begin_backup = begin_late
 """
 
 
@@ -359,12 +359,12 @@ def test_job_that_fails_while_the_guest_is_frozen(hypervisor, guest, busy, chang
 # An agent that answers nothing while the guest is frozen, and a module that gives it a tenth of the time it has.
 AGENT_STOPS = "(sleep 1; kill -STOP $(pidof qemu-ga); sleep {}; kill -CONT $(pidof qemu-ga)) >/dev/null 2>&1 </dev/null &"
 THAWS_LATE = """
-_libvirt.AGENT_TIMEOUT = 1
-begin = _libvirt.Connection.begin_backup
+_running.AGENT_TIMEOUT = 1
+begin = _running.begin_backup
 def begin_late(self, *arguments):
     time.sleep(2)
     return begin(self, *arguments)
-_libvirt.Connection.begin_backup = begin_late
+_running.begin_backup = begin_late
 """
 
 

@@ -284,17 +284,18 @@ def test_pool_is_stopped_in_between(hypervisor, make_pool, masters):
 
 
 def impatient(**limits):
-    """A prefix that runs a module as it is, but with less patience in ``_locks``."""
-    return altered("; ".join(f"_locks.{name} = {value}" for name, value in limits.items()))
+    """A prefix that runs a module as it is, but with less patience in ``_locks`` and ``_image_locks``."""
+    files = {"NAME_TIMEOUT": "_locks", "IMAGE_TIMEOUT": "_image_locks"}
+    return altered("; ".join(f"{files[name]}.{name} = {value}" for name, value in limits.items()))
 
 
 WHILE_THE_LOCK_IS_WAITED_FOR = """
-real, path = _locks._try_permissions, sys.argv[1]
+real, path = _image_locks._try_permissions, sys.argv[1]
 def after_the_other(*wanted, **kept):
     if os.path.exists(path):
         os.unlink(path)
     return real(*wanted, **kept)
-_locks._try_permissions = after_the_other
+_image_locks._try_permissions = after_the_other
 """
 
 

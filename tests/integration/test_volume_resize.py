@@ -373,11 +373,11 @@ def test_online_equal_and_smaller(checked, kept, resize, pool, domain):
 
 # Somebody else grows the disk after the module looked for the last time.
 GROWN_AT_THE_LAST_MOMENT = """
-resize = _libvirt.Connection.block_resize
+resize = _running.block_resize
 def after_the_other(self, *, capacity, **which):
     resize(self, capacity=2 * capacity, **which)
     resize(self, capacity=capacity, **which)
-_libvirt.Connection.block_resize = after_the_other
+_running.block_resize = after_the_other
 """
 
 

@@ -12,16 +12,23 @@ import json
 import os
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-
 from ansible.module_utils import basic
 from ansible.module_utils.common import warnings
-from ansible_collections.hypervisor.storage.plugins.module_utils import _directory, _libvirt, _locks, _xml
+from ansible_collections.hypervisor.storage.plugins.module_utils import (
+    _directory,
+    _running,
+    _image_locks,
+    _libvirt,
+    _locks,
+    _pool_changes,
+    _xml,
+)
 from ansible_collections.hypervisor.storage.plugins.module_utils._errors import LibvirtError, PoolInactive, PoolNotFound
 from ansible_collections.hypervisor.storage.plugins.module_utils._image_header import raw_header
 from ansible_collections.hypervisor.storage.plugins.module_utils._libvirt import DomainFacts
@@ -200,6 +207,11 @@ def note_syncs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
     return noted
 
 
+def _asked_of_the_connection(name: str) -> Callable[..., Any]:
+    """A function of a connection, as the fake connection's method of that name."""
+    return lambda connection, *args, **named: getattr(connection, name)(*args, **named)
+
+
 class Hypervisor:
     """A pool 'default' in a directory, and modules run on it as Ansible runs them, within this process."""
 
@@ -214,8 +226,15 @@ class Hypervisor:
         self.connection.add_pool("default", self.directory)
         monkeypatch.setattr(_libvirt, "is_installed", lambda: True)
         monkeypatch.setattr(_libvirt, "connect", self._connect)
+        changes = {
+            _pool_changes: ("refresh", "create_volume", "delete_volume", "wipe_volume"),
+            _running: ("assert_no_block_job", "block_resize", "block_capacity"),
+        }
+        for module, names in changes.items():
+            for name in names:
+                monkeypatch.setattr(module, name, _asked_of_the_connection(name))
         monkeypatch.setattr(_locks, "_lock_home", lambda: str(directory / "names.lock"))
-        monkeypatch.setattr(_locks, "IMAGE_TIMEOUT", 0.05)
+        monkeypatch.setattr(_image_locks, "IMAGE_TIMEOUT", 0.05)
         # What is really free moves by itself.
         monkeypatch.setattr(_directory, "free_bytes", lambda path: 1 << 30)
         monkeypatch.setattr(_directory, "usage_bytes", lambda path: (10 << 30, 9 << 30, 1 << 30))

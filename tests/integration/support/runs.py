@@ -83,8 +83,9 @@ def start_module(
 def altered(code: str, *arguments: str) -> list[str]:
     """A prefix for start_module(): the module as it is, but after this code, which finds the arguments in ``sys.argv[1:]``."""
     run = "import runpy\nsys.argv = sys.argv[-1:]\nrunpy.run_module(*sys.argv, run_name='__main__', alter_sys=True)"
-    names = "from ansible_collections.hypervisor.storage.plugins.module_utils import _errors, _libvirt, _live, _locks"
-    return [sys.executable, "-c", "\n".join(("import os, sys, time", names, code, run)), *arguments]
+    names = "_running, _errors, _image_locks, _libvirt, _live, _locks"
+    known = f"from ansible_collections.hypervisor.storage.plugins.module_utils import {names}"
+    return [sys.executable, "-c", "\n".join(("import os, sys, time", known, code, run)), *arguments]
 
 
 @contextlib.contextmanager

@@ -28,21 +28,25 @@ ALL = [*UTILS, *MODULES, FRAGMENTS]
 
 #: Which file is in which layer ...
 LAYERS = {
-    "words": "_errors _os_errors _model _names _size _formats _foreign_header _image_header _steps",
+    "words": "_named_tuple _errors _os_errors _model _names _size _formats _foreign_header _snapshot_table _image_header _steps _plans",
     "decisions": (
-        "_plan_image _plan_create _plan_existing _plan_grow _plan_delete _plan_clone _plan_space _plan_compress _requests"
+        "_plan_image _plan_capacity _plan_create _plan_existing _plan_grow _plan_delete _plan_clone _plan_space _plan_compress _requests"
     ),
     "gateways": (
-        "_xml _libvirt _directory _locks _staging _chains _domains _landlock _qemu_img _libguestfs _pool_tools _rbd _clusters _holes"
+        "_xml _libvirt _pool_changes _running _directory _locks _image_locks _staging _chains _domains _landlock _qemu_img _libguestfs "
+        "_pool_tools _rbd _clusters _holes"
     ),
-    "sight": "_inventory _describe _refresh",
-    "deeds": "_sources _pinned _space _live _copy _grow _without_files _new_file _create_empty _create_copy _delete _apply",
+    "sight": "_inventory _ceph _facts _describe _refresh",
+    "deeds": (
+        "_trust _sources _pinned _space _leftovers _live _copy _grow _without_files _new_file _create_empty _create_copy _delete "
+        "_apply _apply_volume _apply_resize _apply_clone"
+    ),
     "use cases": (
         "_named_volumes _ensure_volume _resize_volume _clone_volume _compress_volume _find_volumes"
     ),
-    "runner": "_runner",
+    "runner": "_runner _lifecycle",
     "options": "_args",
-    "first": "_archive",
+    "first": "_process",
 }
 #: ... and which layers it may import from.
 MAY_IMPORT = {
@@ -52,7 +56,7 @@ MAY_IMPORT = {
     "sight": {"words", "gateways", "sight"},
     "deeds": {"words", "decisions", "gateways", "sight", "deeds"},
     "use cases": {"words", "decisions", "gateways", "sight", "deeds", "use cases"},
-    "runner": {"words", "decisions", "gateways", "sight"},
+    "runner": {"runner", "first", "words", "decisions", "gateways", "sight"},
     "options": {"first"},
     "first": set(),
     "modules": {"use cases", "runner", "options"},
@@ -61,7 +65,7 @@ LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.spl
 
 #: Libraries for one file alone, each with the reason why.
 ONLY_FOR = {
-    "libvirt": {"_libvirt"},
+    "libvirt": {"_libvirt", "_pool_changes", "_running"},
     "libvirt_qemu": {"_libvirt"},
     "xml": {"_xml"},
     "subprocess": {"_qemu_img"},
@@ -73,7 +77,7 @@ ONLY_FOR = {
 #: Who starts processes: tools in one place, and a guardian that thaws a guest if its maker is killed.
 PROCESSES = {"_qemu_img": {"Popen"}, "_live": {"fork"}}
 #: What thinks, and neither looks nor acts, gets along with these.
-PURE = {"__future__", "collections", "contextlib", "typing", "re", "uuid", "unicodedata"}
+PURE = {"__future__", "collections", "contextlib", "typing", "re", "hashlib", "unicodedata"}
 
 by_name = pytest.mark.parametrize("path", ALL, ids=lambda path: path.name)
 
@@ -94,6 +98,8 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
                 inner = module if node.level else module.partition(".module_utils")[2].lstrip(".")
                 names = [inner] if inner else [alias.name for alias in node.names]
                 yield from (("own", name) for name in names)
+                if inner == "_libvirt" and any(alias.name == "libvirt" for alias in node.names):
+                    yield "library", "libvirt"
             else:
                 assert node.level == 0, f"{path.name} reaches out of its directory"
                 yield "library", module.partition(".")[0]
@@ -150,11 +156,48 @@ def test_a_run_that_changes_nothing_imports_no_hands(name: str) -> None:
     """Ansible sends source, so each run compiles what it imports: the hands wait until there is something to do."""
     hands = set(LAYERS["deeds"].split()) | {
         "_staging", "_landlock", "_qemu_img", "_libguestfs", "_pool_tools", "_clusters", "_holes", "_foreign_header",
-        "_plan_create", "_plan_delete", "_plan_clone", "_plan_compress", "_plan_space",
+        "_steps", "_plan_create", "_plan_grow", "_plan_delete", "_plan_clone", "_plan_compress", "_plan_space", "_plan_capacity",
+        "_image_locks", "_pool_changes", "_running", "_snapshot_table", "_ceph", "_facts",
     }  # fmt: skip
     found = imported_at_once(PLUGINS / "modules" / f"{name}.py")
     assert {"_runner", "_inventory", "_libvirt"} <= found
     assert not found & hands
+
+
+def sent_with(name: str) -> set[str]:
+    """What of module_utils Ansible sends with a module: all that is imported anywhere in it."""
+    found: set[str] = set()
+    queue = [PLUGINS / "modules" / f"{name}.py"]
+    while queue:
+        new = own(queue.pop()) - found
+        found |= new
+        queue += [PLUGINS / "module_utils" / f"{name}.py" for name in new]
+    return found
+
+
+#: Files of which a module has no use: Ansible would read, pack and send them with each of its tasks.
+NOT_FOR = {
+    "volume": "_live _apply_resize _apply_clone _clone_volume _compress_volume _plan_clone _plan_compress _holes _clusters _libguestfs",
+    "volume_info": "_image_locks _named_volumes _staging _apply _apply_volume _running _live _sources _trust _space _grow _delete",
+    "volume_resize": (
+        "_live _copy _create_copy _create_empty _new_file _delete _sources _apply_volume _apply_clone _plan_create "
+        "_plan_clone _plan_compress _holes _clusters _libguestfs"
+    ),
+    "volume_clone": (
+        "_create_empty _delete _grow _apply_volume _apply_resize _plan_grow _plan_compress _compress_volume "
+        "_libguestfs _ensure_volume _plan_existing"
+    ),
+    "volume_compress": (
+        "_live _copy _create_copy _create_empty _delete _grow _apply _apply_volume _apply_resize _apply_clone _plan_create "
+        "_plan_clone _plan_grow _ensure_volume"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(NOT_FOR))
+def test_no_module_is_sent_the_hands_of_another(name: str) -> None:
+    assert set(NOT_FOR) == {path.stem for path in MODULES}
+    assert sorted(sent_with(name) & set(NOT_FOR[name].split())) == []
 
 
 @pytest.mark.parametrize("name", ["_apply", "_create_empty", "_space"])

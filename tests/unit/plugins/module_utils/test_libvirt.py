@@ -13,6 +13,7 @@ import pytest
 
 libvirt = pytest.importorskip("libvirt")
 
+from ansible_collections.hypervisor.storage.plugins.module_utils import _pool_changes, _running  # noqa: E402
 from ansible_collections.hypervisor.storage.plugins.module_utils._errors import (  # noqa: E402
     ConnectionFailed,
     LibvirtError,
@@ -101,21 +102,21 @@ class Agent:
 def test_a_freeze_that_may_still_come(monkeypatch: pytest.MonkeyPatch, code: int, said: str, frozen: bool | None) -> None:
     """The codes are libvirt's (virterror.h): what is not surely no freeze is thawed when it comes."""
     monkeypatch.setattr(libvirt, "VIR_ERR_AGENT_COMMAND_FAILED", 113, raising=False)
-    assert Connection(Agent(code, said), "qemu:///system").freeze("0000-1") is frozen
+    assert _running.freeze(Connection(Agent(code, said), "qemu:///system"), "0000-1") is frozen
 
 
 @pytest.mark.parametrize("channel", ["<target name='org.qemu.guest_agent.0' state='disconnected'/>", "<target name='com.redhat.spice.0'/>"])
 def test_where_no_agent_is_none_is_asked(channel: str) -> None:
     """libvirt would say so in the language of its daemon, so that it could not be told from one that is slow."""
     agent = Agent(86, "Der Gast-Agent antwortet nicht: der QEMU-Gast-Agent ist nicht verbunden", channel)
-    assert Connection(agent, "qemu:///system").freeze("0000-1") is False
+    assert _running.freeze(Connection(agent, "qemu:///system"), "0000-1") is False
     assert agent.timeouts == []
 
 
 def test_an_agent_that_did_not_freeze_has_all_the_time_again() -> None:
     """libvirt remembers the time for all who ask the agent later, also while none is there."""
     agent = Agent(86, "Guest agent is not responding: QEMU guest agent is not connected")
-    assert Connection(agent, "qemu:///system").freeze("0000-1") is False
+    assert _running.freeze(Connection(agent, "qemu:///system"), "0000-1") is False
     assert agent.timeouts == [5, libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK]
 
 
@@ -129,7 +130,7 @@ def test_a_disk_only_grows_where_libvirt_can_see_to_that(
     else:
         monkeypatch.setattr(libvirt, "VIR_DOMAIN_BLOCK_RESIZE_EXTEND", extend, raising=False)
     disk = Disk(daemon)
-    Connection(disk, "qemu:///system").block_resize(domain_uuid="0000-1", target="vda", capacity=512, what="grow it")
+    _running.block_resize(Connection(disk, "qemu:///system"), domain_uuid="0000-1", target="vda", capacity=512, what="grow it")
     assert disk.asked == [("vda", 512, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES | asked)]
 
 
@@ -163,12 +164,12 @@ class Busy:
 def test_a_busy_pool_is_waited_for_whatever_language_libvirt_speaks(stops: bool) -> None:
     handle, pool = Busy(stops=stops), Pool("pool", "0000-2", "dir", "/pool", True, 0, 0, 0)
     connection = Connection(None, "qemu:///system")
-    connection._pools[pool.uuid] = handle
+    connection.pool_handles[pool.uuid] = handle
     if stops:
         with pytest.raises(LibvirtError):
-            connection.refresh(pool)
+            _pool_changes.refresh(connection, pool)
     else:
-        connection.refresh(pool)
+        _pool_changes.refresh(connection, pool)
     assert (handle.asked, handle.isActive()) == (1 if stops else 3, 1)
 
 
@@ -184,9 +185,9 @@ def test_a_pool_that_somebody_stopped_stays_so() -> None:
     """To start it would mount what was to be unmounted, and activate a volume group that is to be another host's by now."""
     handle, pool = Stopped(stops=True), Pool("pool", "0000-2", "logical", "/dev/pool", True, 0, 0, 0)
     connection = Connection(None, "qemu:///system")
-    connection._pools[pool.uuid] = handle
+    connection.pool_handles[pool.uuid] = handle
     with pytest.raises(PoolInactive, match="Start the pool"):
-        connection.refresh(pool)
+        _pool_changes.refresh(connection, pool)
     assert not handle.isActive()
 
 
@@ -208,7 +209,7 @@ class OneVolume:
 
 def one_volume(describe: Callable[[], str]) -> tuple[Connection, Pool]:
     connection, pool = Connection(None, "qemu:///system"), Pool("pool", "0000-2", "dir", "/pool", True, 0, 0, 0)
-    connection._pools[pool.uuid] = OneVolume(describe)
+    connection.pool_handles[pool.uuid] = OneVolume(describe)
     return connection, pool
 
 
@@ -343,14 +344,14 @@ def test_a_backup_job_waits_for_other_jobs_whatever_language_libvirt_speaks(code
     document = build_backup(target="vda", path="/pool/copy", image_format="raw", others=["vdb"])
     connection = Connection(Copied(code, copied), "qemu:///system")
     if waits:
-        assert connection.begin_backup("0000-1", document) is False
+        assert _running.begin_backup(connection, "0000-1", document) is False
     else:
         with pytest.raises(LibvirtError, match="start a backup job"):
-            connection.begin_backup("0000-1", document)
+            _running.begin_backup(connection, "0000-1", document)
 
 
 def ask(handle: Any) -> bool:
-    return Connection(handle, "qemu:///system").has_job("0000-1")
+    return _running.has_job(Connection(handle, "qemu:///system"), "0000-1")
 
 
 @pytest.mark.parametrize(("job", "has"), [(libvirt.VIR_DOMAIN_JOB_NONE, False), (libvirt.VIR_DOMAIN_JOB_UNBOUNDED, True)])
@@ -375,5 +376,5 @@ def test_other_failures(code: int, kind: type[StorageError]) -> None:
 def test_a_backup_is_slowed_down_only_where_libvirt_does_it_at_once(version: int, limited: bool) -> None:
     """Elsewhere the call would come back when the copy is complete, and the guest stay frozen until then."""
     disk = Disk(version)
-    assert Connection(disk, "qemu:///system").limit_job("0000-1", "vda", 1 << 20) is limited
+    assert _running.limit_job(Connection(disk, "qemu:///system"), "0000-1", "vda", 1 << 20) is limited
     assert disk.asked == ([("vda", 1 << 20, libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES)] if limited else [])

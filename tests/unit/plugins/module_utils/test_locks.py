@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.hypervisor.storage.plugins.module_utils import _locks, _pool_tools, _without_files
+from ansible_collections.hypervisor.storage.plugins.module_utils import _image_locks, _locks, _pool_changes, _pool_tools, _without_files
 from ansible_collections.hypervisor.storage.plugins.module_utils._errors import Exchanged, Locked, StorageError, VolumeInUse
 from ansible_collections.hypervisor.storage.plugins.module_utils._inventory import Host
 from ansible_collections.hypervisor.storage.plugins.module_utils._model import Pool, PoolSource
@@ -34,7 +34,7 @@ def private_locks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     """Name locks of these tests alone, and short waits."""
     place = tmp_path_factory.mktemp("locks") / "names.lock"
     monkeypatch.setattr(_locks, "_lock_home", lambda: str(place))
-    monkeypatch.setattr(_locks, "IMAGE_TIMEOUT", 0.05)
+    monkeypatch.setattr(_image_locks, "IMAGE_TIMEOUT", 0.05)
     return place
 
 
@@ -190,13 +190,14 @@ def test_no_logical_volume_is_renamed_while_libvirt_reads_its_pool(monkeypatch: 
     order: list[str] = []
     reading, go_on = threading.Event(), threading.Event()
 
-    def refresh(_pool: Pool) -> None:
+    def refresh(_connection: Any, _pool: Pool) -> None:
         order.append("read")
         reading.set()
         go_on.wait(10)
         order.append("done")
 
-    handle: Any = SimpleNamespace(refresh=refresh, volume=lambda _pool, _name: SimpleNamespace(path="/dev/vg/old"))
+    handle: Any = SimpleNamespace(volume=lambda _pool, _name: SimpleNamespace(path="/dev/vg/old"))
+    monkeypatch.setattr(_pool_changes, "refresh", refresh)
     monkeypatch.setattr(_pool_tools, "rename", lambda _type, **_options: order.append("rename"))
     host, pool = Host(handle), Pool("vg", "uuid", "logical", "/dev/vg", source=PoolSource("vg"))
     reader = threading.Thread(target=host.refresh, args=(pool,))
@@ -267,7 +268,7 @@ def qemu_has(image: tuple[Path, str], *options: str) -> Iterator[None]:
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        until(lambda: _locks.image_users(str(path)) is not None)
+        until(lambda: _image_locks.image_users(str(path)) is not None)
         yield
     finally:
         process.kill()
@@ -286,26 +287,26 @@ def qemu_io(image: tuple[Path, str], command: str, *options: str) -> str:
 
 @needs_qemu
 def test_nobody_uses_a_closed_image(image: tuple[Path, str]) -> None:
-    assert _locks.image_users(str(image[0])) is None
+    assert _image_locks.image_users(str(image[0])) is None
 
 
 @needs_qemu
 @pytest.mark.parametrize(("options", "expected"), [((), "writing"), (("-r",), "reading")])
 def test_who_has_an_image_open(image: tuple[Path, str], options: tuple[str, ...], expected: str) -> None:
     with qemu_has(image, *options):
-        assert _locks.image_users(str(image[0])) == expected
-    assert _locks.image_users(str(image[0])) is None
+        assert _image_locks.image_users(str(image[0])) == expected
+    assert _image_locks.image_users(str(image[0])) is None
 
 
 def test_what_can_not_be_opened_has_no_known_users(tmp_path: Path) -> None:
-    assert _locks.image_users(str(tmp_path / "gone")) is None
+    assert _image_locks.image_users(str(tmp_path / "gone")) is None
 
 
 @needs_qemu
 def test_looking_takes_no_lock(image: tuple[Path, str]) -> None:
     fd = os.open(image[0], os.O_RDONLY)
     try:
-        _locks.image_users(str(image[0]))
+        _image_locks.image_users(str(image[0]))
         assert qemu_io(image, "write 0 512") == ""
     finally:
         os.close(fd)
@@ -322,12 +323,12 @@ def test_an_image_that_qemu_has(
     with qemu_has(image, *options):
         if refused:
             with pytest.raises(VolumeInUse) as caught:
-                with _locks.hold_image(str(image[0]), exclusive=exclusive, what="try"):
+                with _image_locks.hold_image(str(image[0]), exclusive=exclusive, what="try"):
                     pytest.fail("it was open elsewhere")
             assert caught.value.facts == {"path": str(image[0])}
             assert caught.value.msg.startswith(f"Cannot try: a process has {str(image[0])!r} open")
         else:
-            with _locks.hold_image(str(image[0]), exclusive=exclusive, what="try"):
+            with _image_locks.hold_image(str(image[0]), exclusive=exclusive, what="try"):
                 pass
 
 
@@ -336,7 +337,7 @@ def test_a_refused_hold_leaves_no_lock_behind(image: tuple[Path, str]) -> None:
     with qemu_has(image, "-r"):
         fd = os.open(image[0], os.O_RDONLY)
         try:
-            assert not _locks._try_permissions(fd, _locks._EXCLUSIVE)
+            assert not _image_locks._try_permissions(fd, _image_locks._EXCLUSIVE)
             assert qemu_io(image, "read 0 512", "-r") == ""
         finally:
             os.close(fd)
@@ -344,45 +345,45 @@ def test_a_refused_hold_leaves_no_lock_behind(image: tuple[Path, str]) -> None:
 
 @needs_qemu
 def test_qemu_can_not_open_what_is_held_exclusively(image: tuple[Path, str]) -> None:
-    with _locks.hold_image(str(image[0]), exclusive=True, what="try"):
+    with _image_locks.hold_image(str(image[0]), exclusive=True, what="try"):
         assert "lock" in qemu_io(image, "write 0 512")
         assert "lock" in qemu_io(image, "read 0 512", "-r")
-        assert _locks.image_users(str(image[0])) == "writing"
+        assert _image_locks.image_users(str(image[0])) == "writing"
     assert qemu_io(image, "write 0 512") == ""
 
 
 @needs_qemu
 def test_qemu_can_read_but_not_write_what_is_held_as_a_reader(image: tuple[Path, str]) -> None:
-    with _locks.hold_image(str(image[0]), exclusive=False, what="try"):
+    with _image_locks.hold_image(str(image[0]), exclusive=False, what="try"):
         assert "lock" in qemu_io(image, "write 0 512")
         assert qemu_io(image, "read 0 512", "-r") == ""
-        assert _locks.image_users(str(image[0])) == "reading"
+        assert _image_locks.image_users(str(image[0])) == "reading"
         # Several of us may read at once.
-        with _locks.hold_image(str(image[0]), exclusive=False, what="try"):
+        with _image_locks.hold_image(str(image[0]), exclusive=False, what="try"):
             pass
-        with pytest.raises(VolumeInUse), _locks.hold_image(str(image[0]), exclusive=True, what="try"):
+        with pytest.raises(VolumeInUse), _image_locks.hold_image(str(image[0]), exclusive=True, what="try"):
             pytest.fail("somebody reads it")
     assert qemu_io(image, "write 0 512") == ""
 
 
 @needs_qemu
 def test_a_passing_qemu_is_waited_for(image: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_locks, "IMAGE_TIMEOUT", 10.0)
+    monkeypatch.setattr(_image_locks, "IMAGE_TIMEOUT", 10.0)
     path, fmt = image
     with subprocess.Popen(["qemu-io", "-f", fmt, "-c", "sleep 300", str(path)], stdout=subprocess.DEVNULL):
-        until(lambda: _locks.image_users(str(path)) is not None)
-        with _locks.hold_image(str(path), exclusive=True, what="try"):
+        until(lambda: _image_locks.image_users(str(path)) is not None)
+        with _image_locks.hold_image(str(path), exclusive=True, what="try"):
             pass
 
 
 @needs_qemu
 def test_a_killed_holder_frees_the_image(image: tuple[Path, str]) -> None:
     def work(ready: Callable[[], None]) -> None:
-        with _locks.hold_image(str(image[0]), exclusive=True, what="try"):
+        with _image_locks.hold_image(str(image[0]), exclusive=True, what="try"):
             ready()
 
     with another_process(work) as holder:
-        assert _locks.image_users(str(image[0])) == "writing"
+        assert _image_locks.image_users(str(image[0])) == "writing"
         os.kill(holder, signal.SIGKILL)
         os.waitpid(holder, 0)
         assert qemu_io(image, "write 0 512") == ""
@@ -394,20 +395,20 @@ def test_an_image_that_goes_while_its_holder_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exclusive: bool, successor: bytes | None
 ) -> None:
     """Who deletes an image holds it until it is gone; what then can be locked is a file without a name."""
-    monkeypatch.setattr(_locks, "IMAGE_TIMEOUT", 10.0)
+    monkeypatch.setattr(_image_locks, "IMAGE_TIMEOUT", 10.0)
     path = tmp_path / "image"
     path.write_bytes(b"one")
     caught: list[BaseException | None] = []
 
     def wait() -> None:
         try:
-            with _locks.hold_image(str(path), exclusive=exclusive, what="try"):
+            with _image_locks.hold_image(str(path), exclusive=exclusive, what="try"):
                 caught.append(None)
         except StorageError as error:
             caught.append(error)
 
     waiting = threading.Thread(target=wait)
-    with _locks.hold_image(str(path), exclusive=True, what="delete it"):
+    with _image_locks.hold_image(str(path), exclusive=True, what="delete it"):
         waiting.start()
         until(lambda: times_open(path) == 2)
         path.unlink()
@@ -425,7 +426,7 @@ def test_who_looks_whether_others_have_a_file_open_survives_that_one_opens_it(tm
     child = os.fork()
     if child == 0:
         for _again in range(5000):
-            _locks._is_open_here_alone(fd)
+            _image_locks._is_open_here_alone(fd)
         os._exit(0)
     os.close(fd)
     opened = 0
@@ -447,40 +448,40 @@ def times_open(path: Path) -> int:
 
 def test_nobody_writes_between_a_readers_hold_and_its_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim that has to wait must not let go of what it has: what was found in the image would be old."""
-    monkeypatch.setattr(_locks, "IMAGE_TIMEOUT", 1.0)
+    monkeypatch.setattr(_image_locks, "IMAGE_TIMEOUT", 1.0)
     path = tmp_path / "image"
     path.write_bytes(b"")
-    as_writer = ((_locks.WRITE,), ())
+    as_writer = ((_image_locks.WRITE,), ())
     writes, ended = [], threading.Event()
 
     def write() -> None:
         fd = os.open(path, os.O_RDWR)
         while not ended.is_set():
-            writes.append(_locks._try_permissions(fd, as_writer))
+            writes.append(_image_locks._try_permissions(fd, as_writer))
         os.close(fd)
 
-    with _locks.hold_image(str(path), exclusive=False, what="try") as fd:
-        with _locks.hold_image(str(path), exclusive=False, what="read"):
+    with _image_locks.hold_image(str(path), exclusive=False, what="try") as fd:
+        with _image_locks.hold_image(str(path), exclusive=False, what="read"):
             writer = threading.Thread(target=write)
             writer.start()
             with pytest.raises(VolumeInUse):
-                _locks.claim_image(fd, path=str(path), what="try")
+                _image_locks.claim_image(fd, path=str(path), what="try")
             ended.set()
             writer.join()
         assert len(writes) > 100
         assert not any(writes)
-        _locks.claim_image(fd, path=str(path), what="try")
-        assert _locks.image_users(str(path)) == "writing"
+        _image_locks.claim_image(fd, path=str(path), what="try")
+        assert _image_locks.image_users(str(path)) == "writing"
 
 
 def test_an_image_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), _locks.hold_image(str(tmp_path / "gone"), exclusive=True, what="try"):
+    with pytest.raises(FileNotFoundError), _image_locks.hold_image(str(tmp_path / "gone"), exclusive=True, what="try"):
         pytest.fail("it is not there")
 
 
 def test_the_descriptor_is_closed_at_the_end(tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(b"")
-    with _locks.hold_image(str(tmp_path / "image"), exclusive=True, what="try") as fd:
+    with _image_locks.hold_image(str(tmp_path / "image"), exclusive=True, what="try") as fd:
         os.fstat(fd)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)

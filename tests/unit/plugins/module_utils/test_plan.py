@@ -17,6 +17,7 @@ from ansible_collections.hypervisor.storage.plugins.module_utils import (
     _plan_delete,
     _plan_existing,
     _plan_grow,
+    _plan_capacity,
     _plan_image,
     _plan_space,
 )
@@ -26,22 +27,12 @@ from ansible_collections.hypervisor.storage.plugins.module_utils._model import (
     Backing,
     Dependent,
     Pool,
+    Rights,
     Snapshot,
     Volume,
 )
-from ansible_collections.hypervisor.storage.plugins.module_utils._steps import (
-    CopyImage,
-    CreateBlank,
-    CreateOverlay,
-    Delete,
-    Facts,
-    Grow,
-    Plan,
-    Rights,
-    Source,
-    VolumePlan,
-    Wish,
-)
+from ansible_collections.hypervisor.storage.plugins.module_utils._plans import Facts, Plan, VolumePlan, Wish
+from ansible_collections.hypervisor.storage.plugins.module_utils._steps import CopyImage, CreateBlank, CreateOverlay, Delete, Grow, Source
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 DIR = Pool("default", "5d6f2f4c-0b0f-4a4f-9f0a-1d2f3c4b5a69", "dir", "/pool")
@@ -211,13 +202,13 @@ def test_capacity_is_whole_sectors_and_at_least_the_source(
     size: int | None, source: Source | None, expected: int
 ) -> None:
     wish = Wish(size=size)
-    settled = _plan_image.settle_capacity(wish, name="web", pool=DIR, source=source, image_format="qcow2", cluster_size=None)
+    settled = _plan_capacity.settle_capacity(wish, name="web", pool=DIR, source=source, image_format="qcow2", cluster_size=None)
     assert settled == expected
 
 
 def test_capacity_of_a_blank_volume_must_be_given() -> None:
     error = raised(
-        "invalid_option", _plan_image.settle_capacity, Wish(),
+        "invalid_option", _plan_capacity.settle_capacity, Wish(),
         name="web", pool=DIR, source=None, image_format="qcow2", cluster_size=None,
     )  # fmt: skip
     assert "'web'" in error.msg
@@ -225,7 +216,7 @@ def test_capacity_of_a_blank_volume_must_be_given() -> None:
 
 def test_smaller_than_the_source_is_refused() -> None:
     error = raised(
-        "shrink_refused", _plan_image.settle_capacity, Wish(size=10 * MIB - 512),
+        "shrink_refused", _plan_capacity.settle_capacity, Wish(size=10 * MIB - 512),
         name="web", pool=DIR, source=TEMPLATE, image_format="qcow2", cluster_size=None,
     )  # fmt: skip
     assert error.facts == {"required": 10 * MIB}
@@ -243,10 +234,10 @@ def test_smaller_than_the_source_is_refused() -> None:
     ],
 )
 def test_no_image_is_larger_than_its_format(image_format: str, cluster_size: int | None, most: int) -> None:
-    assert _plan_image.largest_capacity(image_format, cluster_size) == most
+    assert _plan_capacity.largest_capacity(image_format, cluster_size) == most
 
     def settle(size: int) -> int:
-        return _plan_image.settle_capacity(
+        return _plan_capacity.settle_capacity(
             Wish(size=size), name="web", pool=DIR, source=None, image_format=image_format, cluster_size=cluster_size
         )
 
@@ -261,7 +252,7 @@ def test_the_largest_qcow2_is_the_one_that_qemu_img_makes(tmp_path: Path, cluste
         argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", f"cluster_size={cluster_size}", "image", str(size)]
         return subprocess.run(argv, cwd=tmp_path, stderr=subprocess.DEVNULL, check=False).returncode
 
-    most = _plan_image.largest_capacity("qcow2", cluster_size)
+    most = _plan_capacity.largest_capacity("qcow2", cluster_size)
     assert create(most) == 0
     assert create(most + 512) != 0
 
@@ -726,11 +717,11 @@ def test_an_empty_qcow2_takes_what_was_foretold(tmp_path: Path, capacity: int, c
     subprocess.run(argv, check=True)
     size = os.stat(tmp_path / "image").st_size
     # The file ends with what is used of its last cluster.
-    assert size <= _plan_image.empty_qcow2_bytes(capacity, cluster_size) < size + 2 * cluster_size
+    assert size <= _plan_capacity.empty_qcow2_bytes(capacity, cluster_size) < size + 2 * cluster_size
 
 
 def test_an_empty_qcow2_has_the_default_cluster_size() -> None:
-    assert _plan_image.empty_qcow2_bytes(MIB, None) == _plan_image.empty_qcow2_bytes(MIB, 65536)
+    assert _plan_capacity.empty_qcow2_bytes(MIB, None) == _plan_capacity.empty_qcow2_bytes(MIB, 65536)
 
 
 def check_space(

@@ -9,12 +9,6 @@ from typing import Any
 import pytest
 
 from ansible_collections.hypervisor.storage.plugins.module_utils import _plan_compress
-from ansible_collections.hypervisor.storage.plugins.module_utils._plan_compress import (
-    CompressPlan,
-    CompressWish,
-    FileFacts,
-    Gains,
-)
 from ansible_collections.hypervisor.storage.plugins.module_utils._errors import StorageError
 from ansible_collections.hypervisor.storage.plugins.module_utils._model import (
     Attachment,
@@ -24,7 +18,13 @@ from ansible_collections.hypervisor.storage.plugins.module_utils._model import (
     Snapshot,
     Volume,
 )
-from ansible_collections.hypervisor.storage.plugins.module_utils._steps import Facts
+from ansible_collections.hypervisor.storage.plugins.module_utils._plan_compress import (
+    CompressPlan,
+    CompressWish,
+    FileFacts,
+    Gains,
+)
+from ansible_collections.hypervisor.storage.plugins.module_utils._plans import Facts
 
 MIB = 1 << 20
 DIR = Pool("default", "5d6f2f4c-0b0f-4a4f-9f0a-1d2f3c4b5a69", "dir", "/pool")

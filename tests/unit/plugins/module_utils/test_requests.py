@@ -13,7 +13,8 @@ import pytest
 
 from ansible_collections.hypervisor.storage.plugins.module_utils import _requests
 from ansible_collections.hypervisor.storage.plugins.module_utils._errors import InvalidOption, StorageError
-from ansible_collections.hypervisor.storage.plugins.module_utils._steps import Rights, Wish
+from ansible_collections.hypervisor.storage.plugins.module_utils._model import Rights
+from ansible_collections.hypervisor.storage.plugins.module_utils._plans import Wish
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 NOTHING: dict[str, Any] = {

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.common import respawn
 
-from ansible_collections.hypervisor.storage.plugins.module_utils import _libvirt, _locks, _pool_tools, _staging
+from ansible_collections.hypervisor.storage.plugins.module_utils import _image_locks, _libvirt, _pool_tools, _staging
 from ansible_collections.hypervisor.storage.plugins.module_utils._errors import InsufficientSpace
 from ansible_collections.hypervisor.storage.plugins.modules import volume
 from ansible_collections.hypervisor.storage.tests.unit.fake_hypervisor import Hypervisor, disk
@@ -309,7 +309,7 @@ def test_a_process_that_libvirt_does_not_know(lab: Hypervisor, params: dict[str,
     path = lab.image("web")
     with subprocess.Popen(["qemu-io", str(path)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as stranger:
         try:
-            until(lambda: _locks.image_users(str(path)) == "writing")
+            until(lambda: _image_locks.image_users(str(path)) == "writing")
             assert lab.predict_and_run(volume, name="web", **params)["reason"] == "volume_in_use"
         finally:
             stranger.kill()

@@ -5,14 +5,15 @@
 """What Python need not do in a process that lives for a fifth of a second, most of which goes by with what is done here.
 
 Python's importer of archives, as which Ansible sends a module, compiles a file to tell its name, which every import asks for, and
-once more to run it (https://github.com/python/cpython/issues/141276, seen in 3.9 to 3.14). And its garbage collector looks through
+once more to run it (https://github.com/python/cpython/issues/141276, seen in 3.9 to 3.14). Its garbage collector looks through
 all objects for cycles again and again while modules are imported, and at the end of the process once more, when all of them go anyway
-(https://docs.python.org/3/library/gc.html#gc.freeze).
+(https://docs.python.org/3/library/gc.html#gc.freeze). And libvirt's library brings fifty others, which takes the dynamic loader as
+long as it takes Python to compile a third of our files.
 """
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import gc
 import os
 import sys
@@ -34,18 +35,22 @@ _ALONE = isinstance(__spec__.loader, zipimport.zipimporter)
 
 
 def _load_libvirt() -> None:
-    """Load libvirt's library, if it is there, and the fifty that it needs: ctypes lets others run meanwhile, an import does not."""
-    ctypes.CDLL(None).dlopen(b"libvirt.so.0", os.RTLD_NOW)
+    """Load libvirt's library, if it is there, and the fifty that it needs: a call through ctypes lets others run, an import does not."""
+    with contextlib.suppress(ImportError, OSError, AttributeError):  # then the import takes its time, or says what is wrong
+        import ctypes
+
+        ctypes.CDLL(None).dlopen(b"libvirt.so.0", os.RTLD_NOW)
 
 
 _ahead = threading.Thread(target=_load_libvirt)
 
 
 def begin(package: str) -> None:
-    """From now on, files of the package are compiled once, and nothing is collected."""
+    """From now on, files of the package are compiled once, nothing is collected, and libvirt's library is loaded meanwhile."""
     if _ALONE:
         gc.disable()
-        _ahead.start()
+        with contextlib.suppress(RuntimeError):  # no more threads are to be had
+            _ahead.start()
         importers: dict[str, Any] = sys.path_importer_cache
         for directory in sys.modules[package].__path__:
             if isinstance(importers.get(directory), zipimport.zipimporter):
@@ -55,7 +60,8 @@ def begin(package: str) -> None:
 def start() -> None:
     """The imports are done: what they made stays and is not looked through any more; what the work leaves behind is collected."""
     if _ALONE:
-        _ahead.join()
+        if _ahead.ident is not None:
+            _ahead.join()
         gc.freeze()
         gc.enable()
 

@@ -84,17 +84,26 @@ finally:
 
 
 @pytest.fixture
-def watched(hypervisor, pool, tmp_path):
-    """The real payload of a run that finds nothing to do, from its archive: files compiled, files being imported when Python collected
-    garbage, and what is left at the end to be looked through for it."""
+def payload(hypervisor, pool, tmp_path):
+    """What Ansible sends for a task that finds nothing to do: a program with an archive in it."""
     blank(pool / "v")
     sent = dict(ANSIBLE_KEEP_REMOTE_FILES="1", ANSIBLE_REMOTE_TEMP=str(tmp_path))
     line = f"uri={hypervisor.uri} pool={pool.name} name=v size=1M"
     assert run_adhoc("volume", line, **sent)["changed"] is False
-    (payload,) = tmp_path.rglob("AnsiballZ_volume.py")
-    done = subprocess.run([sys.executable, "-c", WATCH, payload], capture_output=True, text=True, timeout=60, check=True, cwd="/")
+    (found,) = tmp_path.rglob("AnsiballZ_volume.py")
+    return found
+
+
+def run_payload(payload, code):
+    done = subprocess.run([sys.executable, "-c", code, payload], capture_output=True, text=True, timeout=60, check=True, cwd="/")
     assert json.loads(done.stdout)["volume"]["name"] == "v"
-    return json.loads(done.stderr)
+    return done.stderr
+
+
+@pytest.fixture
+def watched(payload):
+    """Files compiled, files being imported when Python collected garbage, and what is left at the end to be looked through for it."""
+    return json.loads(run_payload(payload, WATCH))
 
 
 def test_each_file_that_ansible_sends_is_compiled_once(watched):
@@ -110,6 +119,14 @@ def test_garbage_is_not_looked_for_where_there_is_none(watched):
     assert "" in collected, "Python collects before our files are imported"
     assert set(collected) - {""} <= {"__init__.py", "_process.py", "_args.py", compiled[-1]}, "what follows the last file is the work"
     assert not enabled and to_look_through < 1000 < frozen
+
+
+@pytest.mark.parametrize("lack", [
+    "import threading\ndef fail(self): raise RuntimeError(\"can't start new thread\")\nthreading.Thread.start = fail",
+    "sys.modules['ctypes'] = None",
+], ids=["threads", "ctypes"])
+def test_what_only_makes_it_faster_may_be_missing(payload, lack):
+    assert run_payload(payload, f"import runpy, sys\n{lack}\nrunpy.run_path(sys.argv.pop(1), run_name='__main__')") == ""
 
 
 def test_many_overlays_at_once(counted, pool):

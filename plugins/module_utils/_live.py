@@ -197,7 +197,7 @@ def _wait_for_end(connection: Connection, live: Attachment, path: str) -> None:
     began = seen = time.monotonic()
     while _is_ours(connection, live, path):
         seen = time.monotonic()
-        time.sleep(max(_POLL / 10, min((seen - began) / 20, _POLL)))  # so that a short job is not made much longer
+        time.sleep(max(_POLL / 10, min((seen - began) / 50, _POLL)))  # so that a short job is not made much longer
     # libvirt forgets the job first, and then takes the copy from QEMU and gives it back to its owner: who asks the domain waits.
     with contextlib.suppress(StorageError):  # it stopped, and with it the job
         _running.block_capacity(connection, domain_uuid=live.domain_uuid, target=live.target or "")

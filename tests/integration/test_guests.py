@@ -145,41 +145,41 @@ def sizes(hypervisor, pool, name, target):
 
 # What is done to a module that otherwise is as it is.
 BEGIN_FAILS = """
-def fail(self, *arguments):
+def fail(*arguments):
     raise _errors.LibvirtError("libvirt is out of order")
 _running.begin_backup = fail
 """
 LOST_WHILE_FROZEN = """
-def leave(self, *arguments):
+def leave(*arguments):
     raise KeyboardInterrupt
 _running.begin_backup = leave
 """
 STAYS_FROZEN = """
 begin = _running.begin_backup
-def begin_and_stop(self, *arguments):
-    begin(self, *arguments)
+def begin_and_stop(*arguments):
+    begin(*arguments)
     time.sleep(600)
 _running.begin_backup = begin_and_stop
 """
 NO_THAW = """
 mine, thaw = os.getpid(), _running.thaw
-_running.thaw = lambda self, uuid: os.getpid() != mine and thaw(self, uuid)
+_running.thaw = lambda connection, uuid: os.getpid() != mine and thaw(connection, uuid)
 """
 IMPATIENT = "_live.JOB_TIMEOUT = 3"
 # By QEMU itself, since not every libvirt lets a backup job be slowed down; and what the module asks of libvirt is never faster.
 SLOW = """
 import json, libvirt_qemu
 begin, limit = _running.begin_backup, _running.limit_job
-def begin_slowly(self, uuid, document):
-    begun = begin(self, uuid, document)
+def begin_slowly(connection, uuid, document):
+    begun = begin(connection, uuid, document)
     def ask(command, **arguments):
         question = json.dumps({"execute": command, "arguments": arguments})
-        return json.loads(libvirt_qemu.qemuMonitorCommand(self._handle.lookupByUUIDString(uuid), question, 0))
+        return json.loads(libvirt_qemu.qemuMonitorCommand(connection.handle.lookupByUUIDString(uuid), question, 0))
     for job in ask("query-block-jobs")["return"]:
         ask("block-job-set-speed", device=job["device"], speed=1 << 20)
     return begun
 _running.begin_backup = begin_slowly
-_running.limit_job = lambda self, uuid, target, speed: limit(self, uuid, target, 1 << 20)
+_running.limit_job = lambda connection, uuid, target, speed: limit(connection, uuid, target, 1 << 20)
 """
 
 
@@ -265,9 +265,9 @@ def test_thawed_at_once(hypervisor, guest, busy):
 HELD_UP = """
 _live.FREEZE_LIMIT = 2.0
 begin = _running.begin_backup
-def begin_late(self, uuid, document):
+def begin_late(connection, uuid, document):
     time.sleep(7)
-    return begin(self, uuid, document)
+    return begin(connection, uuid, document)
 _running.begin_backup = begin_late
 """
 
@@ -361,9 +361,9 @@ AGENT_STOPS = "(sleep 1; kill -STOP $(pidof qemu-ga); sleep {}; kill -CONT $(pid
 THAWS_LATE = """
 _running.AGENT_TIMEOUT = 1
 begin = _running.begin_backup
-def begin_late(self, *arguments):
+def begin_late(*arguments):
     time.sleep(2)
-    return begin(self, *arguments)
+    return begin(*arguments)
 _running.begin_backup = begin_late
 """
 

@@ -23,9 +23,11 @@ from ._model import Pool
 from ._named_tuple import NamedTuple
 
 try:
-    import libvirt as libvirt  # for those files, too
+    import libvirt
 except ImportError:  # the runner respawns into an interpreter that has it, or says tool_missing
     libvirt = None
+
+binding = libvirt  # for the files that change what is there, too
 
 #: How long a remote daemon may take to accept a connection, in seconds.
 CONNECT_TIMEOUT = 10.0
@@ -271,8 +273,6 @@ def unless_gone(read: Callable[[Any], Answer], handle: Any) -> Answer | None:
 def _can_be_said(text: str) -> bool:
     """Whether libvirt's C strings can carry a text."""
     return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
-
-
 
 
 def is_held_up(error: Any) -> bool:

@@ -15,6 +15,7 @@ from ._plans import Plan
 
 PlanT = TypeVar("PlanT", bound=Plan)
 
+
 class LifecycleTask(Protocol[PlanT]):
     """What a module that changes volumes hands to run_lifecycle()."""
 

@@ -14,7 +14,8 @@ import time
 from typing import Any
 
 from ._errors import Locked
-from ._libvirt import Connection, as_ours, libvirt, translate
+from ._libvirt import Connection, as_ours, translate
+from ._libvirt import binding as libvirt
 from ._model import Pool
 
 #: How long a pool may be busy with jobs of others before we give up, in seconds.

@@ -16,7 +16,8 @@ from typing import Any
 
 from . import _xml
 from ._errors import LibvirtError, Locked
-from ._libvirt import Connection, as_ours, is_held_up, libvirt, translate, unless_gone
+from ._libvirt import Connection, as_ours, is_held_up, translate, unless_gone
+from ._libvirt import binding as libvirt
 
 #: How long a guest agent may take to answer, in seconds.
 AGENT_TIMEOUT = 5

@@ -98,7 +98,7 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
                 inner = module if node.level else module.partition(".module_utils")[2].lstrip(".")
                 names = [inner] if inner else [alias.name for alias in node.names]
                 yield from (("own", name) for name in names)
-                if inner == "_libvirt" and any(alias.name == "libvirt" for alias in node.names):
+                if inner == "_libvirt" and any(alias.name == "binding" for alias in node.names):
                     yield "library", "libvirt"
             else:
                 assert node.level == 0, f"{path.name} reaches out of its directory"

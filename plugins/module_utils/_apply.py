@@ -10,6 +10,7 @@ is such a step, since each run compiles what it imports.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 from . import _staging
 from ._errors import StorageError
 from ._inventory import Host
-from ._model import Ident, Pool
+from ._model import Pool
 from ._plans import Plan
 from ._refresh import assert_refreshable, tell_libvirt
 from ._steps import CreateBlank, CreateOverlay, Delete, Step
@@ -30,12 +31,11 @@ if TYPE_CHECKING:
 _BATCH = 64
 
 
-class Worker:
+class Worker(abc.ABC):
     """A host and its tools, for the steps of one call; what takes each kind of step is a use case's."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.doomed: dict[str, Ident] = {}  # the files to be deleted, by name
 
     @functools.cached_property
     def qemu_img(self) -> QemuImg:
@@ -54,8 +54,7 @@ class Worker:
                 if pool.stores_files:
                     assert_refreshable(self.host, pool, but=doomed)
             with contextlib.ExitStack() as held:
-                if doomed:
-                    self.doomed = self.hold_doomed(steps, held)
+                self.prepare(steps, held)
                 for batch in _batches(steps):
                     with _staging.explained(_describe(batch)):
                         for step, untold in self.take(batch):
@@ -78,13 +77,12 @@ class Worker:
             tell_libvirt(self.host, pool)
         self.host.forget()
 
-    def hold_doomed(self, steps: Sequence[Step], held: contextlib.ExitStack) -> dict[str, Ident]:
-        """Hold the files that are to be deleted; returns them by name. For use cases that delete."""
-        raise NotImplementedError
+    def prepare(self, steps: Sequence[Step], held: contextlib.ExitStack) -> None:  # noqa: B027  # most have nothing to hold
+        """Take hold of what the steps need all together, before the first of them."""
 
+    @abc.abstractmethod
     def take(self, batch: Sequence[Step]) -> Iterator[tuple[Step, bool]]:
         """Carry out steps that go together; yields each that is done, and whether libvirt has still to be told."""
-        raise NotImplementedError
 
 
 def _batches(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:

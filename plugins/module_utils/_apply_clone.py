@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from . import _without_files
 from ._apply import Worker
-from ._create_copy import create_copy, pinned_source
+from ._create_copy import copy_without_file, create_copy
 from ._errors import Exchanged
 from ._inventory import Host
 from ._qemu_img import QemuImg
@@ -33,8 +32,7 @@ class CloneWorker(Worker):
             if step.pool.stores_files:
                 self.moments[step.name] = create_copy(self.host, self.qemu_img, step, self._copy_running_disk)
             else:
-                with pinned_source(self.host, step) as source:
-                    _without_files.copy(self.host, step, self.qemu_img, source=source)
+                copy_without_file(self.host, self.qemu_img, step)
             yield step, step.pool.stores_files
 
     def _copy_running_disk(self, step: CopyImage, staged: Staged, qemu_img: QemuImg) -> Moment:

@@ -21,5 +21,4 @@ class ResizeWorker(Worker):
         for step in batch:
             if isinstance(step, Grow):
                 _grow.grow(self.host, self.qemu_img, step)
-                self.host.expect_change(step.path)
                 yield step, True

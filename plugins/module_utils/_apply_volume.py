@@ -25,13 +25,15 @@ class VolumeWorker(Worker):
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
+        self._doomed: dict[str, Ident] = {}  # the files to be deleted, by name
         self._patterns: Patterns = {}
 
-    def hold_doomed(self, steps: Sequence[Step], held: contextlib.ExitStack) -> dict[str, Ident]:
-        """See Worker.hold_doomed()."""
-        from ._delete import hold_doomed
+    def prepare(self, steps: Sequence[Step], held: contextlib.ExitStack) -> None:
+        """See Worker.prepare()."""
+        if any(isinstance(step, Delete) for step in steps):
+            from ._delete import hold_doomed
 
-        return hold_doomed(self.host, steps, held)
+            self._doomed = hold_doomed(self.host, steps, held)
 
     def take(self, batch: Sequence[Step]) -> Iterator[tuple[Step, bool]]:
         """See Worker.take()."""
@@ -39,12 +41,11 @@ class VolumeWorker(Worker):
         if isinstance(step, Delete):
             from ._delete import delete
 
-            yield step, delete(self.host, step, self.doomed.get(step.name))
+            yield step, delete(self.host, step, self._doomed.get(step.name))
         elif isinstance(step, Grow):
             from ._grow import grow
 
             grow(self.host, self.qemu_img, step)
-            self.host.expect_change(step.path)
             yield step, True
         elif not step.pool.stores_files:
             self._create_without_file(step)
@@ -67,9 +68,8 @@ class VolumeWorker(Worker):
         if isinstance(step, CreateBlank):
             _without_files.create_blank(self.host, step)
         elif isinstance(step, CopyImage):
-            from ._create_copy import pinned_source
+            from ._create_copy import copy_without_file
 
-            with pinned_source(self.host, step) as source:
-                _without_files.copy(self.host, step, self.qemu_img, source=source)
+            copy_without_file(self.host, self.qemu_img, step)
         else:
             raise Unsupported(f"Pool {step.pool.name!r} (type {step.pool.type}) holds no image files.")

@@ -20,7 +20,7 @@ from ._steps import CopyImage, Moment, Source
 def create_copy(host: Host, qemu_img: QemuImg, step: CopyImage, copy_running_disk: CopyRunningDisk | None = None) -> Moment:
     """Make one volume in a pool of files, of a running disk with what can copy one; returns of which moment of its source it is."""
     # QEMU opens the target of a backup job by its path, hence by a name.
-    with pinned_source(host, step) as source, _staging.stage(directory_of(step), named=step.method == "backup") as staged:
+    with _pinned_source(host, step) as source, _staging.stage(directory_of(step), named=step.method == "backup") as staged:
         moment = copy_image(step._replace(source=source), staged=staged, qemu_img=qemu_img, copy_running_disk=copy_running_disk)
         _without_files.assert_source_stood_still(host, step)
         for _name in _staging.publish([complete(staged, step)]):
@@ -28,7 +28,13 @@ def create_copy(host: Host, qemu_img: QemuImg, step: CopyImage, copy_running_dis
     return moment
 
 
-def pinned_source(host: Host, step: CopyImage) -> contextlib.AbstractContextManager[Source]:
+def copy_without_file(host: Host, qemu_img: QemuImg, step: CopyImage) -> None:
+    """Make one volume in a pool without files."""
+    with _pinned_source(host, step) as source:
+        _without_files.copy(host, step, qemu_img, source=source)
+
+
+def _pinned_source(host: Host, step: CopyImage) -> contextlib.AbstractContextManager[Source]:
     """The image that the decision is about, kept from being changed or deleted while something is made from it."""
     if step.method == "backup":  # the domain writes to it, and alone reads it
         return contextlib.nullcontext(step.source)

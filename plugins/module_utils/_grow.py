@@ -41,6 +41,7 @@ def grow(host: Host, qemu_img: QemuImg, step: Grow) -> None:
         if step.online:
             _grow_online(host, step)
         _assert_grown(connection, step)
+        host.expect_change(step.path)
         return
     with _pinned(step, host.seen(step.path)) as (pinned, fd):
         if step.online:
@@ -49,6 +50,7 @@ def grow(host: Host, qemu_img: QemuImg, step: Grow) -> None:
             _grow_file(host, qemu_img, pinned, fd, step.path)
             _assert_named(step, fd)
         _assert_grown(connection, pinned)
+    host.expect_change(step.path)
 
 
 @contextlib.contextmanager

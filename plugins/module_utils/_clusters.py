@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import sys
 from array import array
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ DATA = 1  # ... a guest's data, as it is, in the active image or a snapshot
 VOID = 2  # ... kept for a guest cluster that reads as zeros whatever lies in the file
 DOOMED = 3  # ... going to be given back by a trim
 _TABLE = 4  # ... an L2 table that has been read
+_RUN = {kind: re.compile(re.escape(bytes([kind])) + b"+") for kind in (DATA, VOID, DOOMED)}
 
 _MOST_CLUSTERS = 1 << 30  # 64 TiB with the default cluster size
 _OFFSET = 0x00FFFFFFFFFFFE00
@@ -59,6 +61,12 @@ class ClusterMap:
             self.kinds[number] = DATA  # somebody's data, even if another table has no use for it
         elif self.kinds[number] == 0:
             self.kinds[number] = kind
+
+    def runs(self, kind: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Clusters of a kind in a row, as byte ranges within [start, end)."""
+        size = self.cluster_size
+        for match in _RUN[kind].finditer(self.kinds, start // size, -(-end // size)):
+            yield max(match.start() * size, start), min(match.end() * size, end)
 
 
 def read_map(fd: int, header: ImageHeader, *, where: str, trimmed: mmap.mmap | None = None) -> ClusterMap:

@@ -25,13 +25,13 @@ from ._describe import describe
 from ._directory import loop_devices_on
 from ._errors import Exchanged, InsufficientSpace, StorageError, ToolFailed, told_as_changed
 from ._facts import facts_of
+from ._held_image import HeldImage
 from ._image_header import ImageHeader, read_header
 from ._inventory import Host, Image
 from ._libguestfs import Libguestfs
 from ._model import Attachment, Pool
 from ._named_volumes import NamedVolumes, assert_writable, need_image
 from ._pinned import pin_image
-from ._plan_capacity import empty_qcow2_bytes
 from ._plan_compress import (
     Compress,
     CompressPlan,
@@ -50,8 +50,6 @@ from ._plans import Facts, Plan
 from ._qemu_img import QemuImg
 from ._refresh import assert_refreshable, tell_libvirt
 
-_CLUSTER_OVERHEAD = 24  # at most: L2 entry, its subclusters and a 64-bit reference count
-
 
 class CompressTask(NamedVolumes):
     """One call of ``volume_compress``."""
@@ -66,7 +64,7 @@ class CompressTask(NamedVolumes):
         self._qemu_img = QemuImg()
         self._libguestfs = Libguestfs()
         self._held: contextlib.ExitStack | None = None  # of a real run, to its end
-        self._found: dict[str, _Held] = {}
+        self._found: dict[str, HeldImage] = {}
         self._savings: tuple[Saving, ...] = ()
 
     @contextlib.contextmanager
@@ -87,7 +85,7 @@ class CompressTask(NamedVolumes):
             with contextlib.ExitStack() as passing:
                 image = need_image(host, pool, name)
                 held = passing.enter_context(_hold(image))
-                image = image._replace(allocation=_settled_allocation(held, image))
+                image = image._replace(allocation=held.settled_allocation())
                 gains, trim, why_not = self._search(image, held, why_not)
                 planned, step, saving = plan_compress(
                     volume=describe(host, image),
@@ -103,7 +101,7 @@ class CompressTask(NamedVolumes):
                     continue
                 work.append(step)
                 if step.compression:
-                    need = max(need, self._room_for_rewrite(host, image, held))
+                    need = max(need, held.room_for_rewrite(host.free_bytes(pool)))
                 if self._held is not None:
                     self._found[name] = held
                     self._held.push(passing.pop_all())
@@ -179,7 +177,7 @@ class CompressTask(NamedVolumes):
         return why_not
 
     def _search(
-        self, image: Image, held: _Held, why_not: StorageError | None
+        self, image: Image, held: HeldImage, why_not: StorageError | None
     ) -> tuple[Gains, bool, StorageError | None]:
         """What can be gained in an image that stands still; whether it is trimmed, and if not, why."""
         trimmed = None
@@ -192,17 +190,7 @@ class CompressTask(NamedVolumes):
                 if self._wish.method == "trim":
                     raise
                 why_not = error
-        with _staging.explained(f"read the {_where(image)}"):
-            clusters = _clusters.read_map(held.fd, held.header, where=_where(image), trimmed=trimmed)
-            held.clusters = clusters.data_clusters + clusters.compressed_clusters
-            held.found = found = _holes.find(held.fd, clusters, squeeze=self._wish.compression)
-        # With reference counts of one bit no two compressed clusters can share one of the file.
-        packs = held.header.refcount_bits != 1
-        gains = Gains(
-            zeros=found.zero_bytes,
-            trimmed=found.doomed_bytes + clusters.doomed_bytes,
-            squeezed=int(found.data_bytes * (1 - found.squeezed)) if packs else 0,
-        )
+        gains = held.gains(compression=self._wish.compression, min_reclaim=self._wish.min_reclaim, trimmed=trimmed)
         return gains, trimmed is not None, why_not
 
     def _try_trim(self, image: Image) -> mmap.mmap:
@@ -223,26 +211,6 @@ class CompressTask(NamedVolumes):
             with _staging.explained("read what a trim brings"):
                 return _clusters.read_zeroed(staged.fd, read_header(staged.fd), where=where)
 
-    def _room_for_rewrite(self, host: Host, image: Image, held: _Held) -> int:
-        """Bytes that the rewritten file can come to take."""
-        if image.backing is None:
-            what = f"measure the {_where(image)}"
-            with pin_image(host, held.fd, image.path, image_format="qcow2", what=what) as pinned:
-                measured = self._qemu_img.measure(
-                    source=pinned.location,
-                    source_format="qcow2",
-                    snapshot=None,
-                    shared=False,
-                    target_format="qcow2",
-                    options=_features(image.header, None),
-                    pass_fds=pinned.pass_fds,
-                    label=f"the {_where(image)}",
-                )
-            return measured.required
-        # qemu-img would count the backing files too.
-        size = image.header.cluster_size or 0
-        return held.clusters * (size + _CLUSTER_OVERHEAD) + empty_qcow2_bytes(image.capacity, size)
-
     # -- do ----------------------------------------------------------------------------------------
 
     def _compress(self, host: Host, step: Compress) -> str | None:
@@ -256,29 +224,28 @@ class CompressTask(NamedVolumes):
                 return self._give_back(host, step, self._take_again(host, step))
         return self._give_back(host, step, held)
 
-    def _give_back(self, host: Host, step: Compress, held: _Held) -> str | None:
+    def _give_back(self, host: Host, step: Compress, held: HeldImage) -> str | None:
         """Rewrite, or dig out zeros; lets go of the volume in any case."""
         try:
-            if step.compression and self._rewrite(host, step, held):
+            if step.compression and self._rewrite(host, step, held, step.compression):
                 return step.compression
-            if held.found.zero_bytes and (step.trim or held.found.zero_bytes >= step.min_reclaim):
+            found = held.find()
+            if found.zero_bytes and (step.trim or found.zero_bytes >= step.min_reclaim):
                 self._claim(host, step, held)
-                self._dig(step, held)
+                self._dig(step, held, found)
             return None
         finally:
             held.release()
 
-    def _take_again(self, host: Host, step: Compress) -> _Held:
+    def _take_again(self, host: Host, step: Compress) -> HeldImage:
         """Hold and map the volume anew after somebody else wrote to it."""
         host.forget()
         image = need_image(host, step.pool, step.name)
-        held = _Held.take(image)
-        with _staging.explained(f"read the {_where(image)}"):
-            os.fsync(held.fd)
-            held.found = _holes.find(held.fd, _clusters.read_map(held.fd, held.header, where=_where(image)))
+        held = HeldImage.take(image)
+        held.settled_allocation()
         return held
 
-    def _claim(self, host: Host, step: Compress, held: _Held) -> None:
+    def _claim(self, host: Host, step: Compress, held: HeldImage) -> None:
         """Make the hold exclusive, then look once more who uses it: a domain may have come since the plan."""
         _image_locks.claim_image(held.fd, path=step.path, what=f"compress volume {step.name!r}")
         host.forget()
@@ -294,20 +261,20 @@ class CompressTask(NamedVolumes):
             if why_not is not None:
                 raise why_not
 
-    def _dig(self, step: Compress, held: _Held) -> None:
+    def _dig(self, step: Compress, held: HeldImage, found: _holes.Findings) -> None:
         with _staging.explained(f"give back the zeros of volume {step.name!r}"):
             fd = os.open(f"/proc/self/fd/{held.fd}", os.O_RDWR | os.O_CLOEXEC)
             try:
-                _holes.dig(fd, held.found)
+                _holes.dig(fd, found)
             finally:
                 os.close(fd)
 
-    def _rewrite(self, host: Host, step: Compress, held: _Held) -> bool:
+    def _rewrite(self, host: Host, step: Compress, held: HeldImage, compression: str) -> bool:
         """Put a compressed copy in the volume's place; ``False`` when it turned out not to be worth it."""
         header = held.header
         directory = os.path.dirname(step.path)
         backing = (header.backing_file, header.backing_format or "qcow2") if header.backing_file else None
-        options, label = _features(header, step.compression), f"volume {step.name!r} of pool {step.pool.name!r}"
+        options, label = _features(header, compression), f"volume {step.name!r} of pool {step.pool.name!r}"
         with contextlib.ExitStack() as stack:
             source = stack.enter_context(
                 pin_image(host, held.fd, step.path, image_format="qcow2", what=f"compress volume {step.name!r}")
@@ -359,43 +326,13 @@ class CompressTask(NamedVolumes):
         return True
 
 
-class _Held:
-    """An image held against writers, with what was found in it."""
-
-    def __init__(self, image: Image, stack: contextlib.ExitStack, fd: int, header: ImageHeader) -> None:
-        self.ident, self.fd, self.header = image.ident, fd, header
-        self.release = stack.close
-        self.found = _holes.Findings()
-        self.clusters = 0
-
-    @classmethod
-    def take(cls, image: Image) -> _Held:
-        """Raises VolumeInUse when somebody has it open for writing, Exchanged when it isn't what it was."""
-        what = f"compress volume {image.name!r}"
-        with contextlib.ExitStack() as stack:
-            with _staging.explained(what):
-                fd = stack.enter_context(_image_locks.hold_image(image.path, exclusive=False, what=what))
-                status, header = os.fstat(fd), read_header(fd)
-            if ("file", status.st_dev, status.st_ino) != image.ident or header != image.header:
-                raise Exchanged(f"Cannot {what}: {image.path!r} was exchanged or changed meanwhile. Run again.")
-            held = cls(image, stack.pop_all(), fd, header)
-        return held
-
-
 @contextlib.contextmanager
-def _hold(image: Image) -> Iterator[_Held]:
-    held = _Held.take(image)
+def _hold(image: Image) -> Iterator[HeldImage]:
+    held = HeldImage.take(image)
     try:
         yield held
     finally:
         held.release()
-
-
-def _settled_allocation(held: _Held, image: Image) -> int:
-    """Bytes on storage once what was written lately has its place there: until then file systems count it differently."""
-    with _staging.explained(f"sync the {_where(image)}"):
-        os.fsync(held.fd)
-        return os.fstat(held.fd).st_blocks * 512
 
 
 def _scratch_directory() -> str:
@@ -434,7 +371,7 @@ def _file_facts(image: Image) -> FileFacts:
     return FileFacts(is_link=image.is_link, names=names, bitmaps=image.header.bitmaps)
 
 
-def _features(header: ImageHeader, compression: str | None) -> dict[str, str]:
+def _features(header: ImageHeader, compression: str) -> dict[str, str]:
     """Creation options with which a rewritten image stays what it was."""
     options = {"compat": header.compat or "1.1", "cluster_size": str(header.cluster_size)}
     if header.compat == "0.10":
@@ -444,8 +381,7 @@ def _features(header: ImageHeader, compression: str | None) -> dict[str, str]:
         options["extended_l2"] = "on"
     if header.lazy_refcounts:
         options["lazy_refcounts"] = "on"
-    if compression is not None:
-        options["compression_type"] = compression
+    options["compression_type"] = compression
     return options
 
 

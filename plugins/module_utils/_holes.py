@@ -12,34 +12,25 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import functools
 import os
-import re
-import struct
-import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from . import _side_by_side
 from ._clusters import DATA, DOOMED, VOID, ClusterMap
 from ._errors import InsufficientSpace, Unsupported
+from ._extents import extents
 
 # Smaller blocks would cost more in the file system's own records than they bring.
 _UNIT = 65536
-_CHUNK = 1 << 20
-_SAMPLES = 128
+_CHUNK = 1 << 18
+# What one thread takes on at a time.
+_PART_BYTES, _PART_EXTENTS = 16 << 20, 4096
 
-_FIEMAP = 0xC020660B  # FS_IOC_FIEMAP, linux/fiemap.h
-_FIEMAP_SYNC = 1
-_FIEMAP_LAST = 1
-_FIEMAP_HEAD = struct.Struct("=QQIIII")
-_FIEMAP_EXTENT = struct.Struct("=QQQQQIIII")
-_FIEMAP_ROWS = 512
 _KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02  # fallocate(2)
-
-_RUN = {kind: re.compile(re.escape(bytes([kind])) + b"+") for kind in (DATA, VOID, DOOMED)}
 
 
 @dataclass
@@ -49,7 +40,6 @@ class Findings:
     zero_bytes: int = 0  # data clusters' blocks of zeros, and what no guest ever reads
     doomed_bytes: int = 0  # what a trim would give back
     data_bytes: int = 0  # other data
-    squeezed: float = 1.0  # sampled: what compression leaves of that other data
     ranges: array[int] = field(default_factory=lambda: array("Q"))
 
     def add(self, start: int, end: int) -> None:
@@ -59,44 +49,74 @@ class Findings:
         else:
             self.ranges.extend((start, end))
 
+    @classmethod
+    def of_all(cls, parts: Iterable[Findings]) -> Findings:
+        """What was found in the parts of a file, one after the other."""
+        found = cls()
+        for part in parts:
+            found.doomed_bytes += part.doomed_bytes
+            found.data_bytes += part.data_bytes
+            if part.ranges:
+                found.add(part.ranges[0], part.ranges[1])
+                found.ranges.extend(part.ranges[2:])
+                found.zero_bytes += part.zero_bytes - (part.ranges[1] - part.ranges[0])
+        return found
 
-def find(fd: int, clusters: ClusterMap, *, squeeze: str | None = None) -> Findings:
-    """Read all data clusters that take room, and no others; raises OSError.
 
-    ``squeeze``, a compression's name, has samples compressed to tell what that would bring.
-    """
-    found = Findings()
-    block = _block_size(fd)
-    unit = max(min(clusters.cluster_size, _UNIT), block)
-    sampler = _Sampler(squeeze, clusters, unit) if squeeze else None
-    for extent_start, extent_end in extents(fd):
-        for start, end in _runs(clusters, DOOMED, extent_start, extent_end):
-            found.doomed_bytes += end - start
-        for start, end in _runs(clusters, VOID, extent_start, extent_end):
-            start, end = _whole_blocks(start, end, block)
-            if start < end:
-                found.add(start, end)
-        for start, end in _runs(clusters, DATA, extent_start, extent_end):
-            inner = _whole_blocks(start, end, block)
-            if inner[0] >= inner[1]:
-                found.data_bytes += end - start
-                continue
-            found.data_bytes += inner[0] - start + end - inner[1]
-            _search(fd, *inner, unit, found, sampler)
-    if sampler is not None:
-        found.squeezed = sampler.ratio
-    return found
+def find(fd: int, clusters: ClusterMap) -> Findings:
+    """Read all data clusters that take room, and no others; raises OSError."""
+    block, unit = _block_size(fd), unit_of(fd, clusters)
+
+    def look(part: list[tuple[int, int]]) -> Findings:
+        search = _Search(fd, unit)
+        found = search.found
+        for extent_start, extent_end in part:
+            for start, end in clusters.runs(DOOMED, extent_start, extent_end):
+                found.doomed_bytes += end - start
+            for start, end in clusters.runs(VOID, extent_start, extent_end):
+                start, end = _whole_blocks(start, end, block)
+                if start < end:
+                    found.add(start, end)
+            for start, end in clusters.runs(DATA, extent_start, extent_end):
+                inner = _whole_blocks(start, end, block)
+                if inner[0] >= inner[1]:
+                    found.data_bytes += end - start
+                    continue
+                found.data_bytes += inner[0] - start + end - inner[1]
+                search.look(*inner)
+        return found
+
+    return Findings.of_all(_side_by_side.in_order(look, _parts(extents(fd))))
 
 
 def find_anywhere(fd: int) -> Findings:
     """The same for a file without clusters, a raw image: every block of zeros that takes room; raises OSError."""
-    found = Findings()
     block = _block_size(fd)
-    for start, end in extents(fd):
-        start, end = _whole_blocks(start, end, block)
-        if start < end:
-            _search(fd, start, end, _UNIT, found, None)
-    return found
+
+    def look(part: list[tuple[int, int]]) -> Findings:
+        search = _Search(fd, _UNIT)
+        for start, end in part:
+            search.look(*_whole_blocks(start, end, block))
+        return search.found
+
+    return Findings.of_all(_side_by_side.in_order(look, _parts(extents(fd))))
+
+
+def _parts(places: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """The places in parts for one thread each, divided where a cluster or a unit may end."""
+    part: list[tuple[int, int]] = []
+    size = 0
+    for start, end in places:
+        while start < end:
+            stop = min(end, (start // _PART_BYTES + 1) * _PART_BYTES)
+            part.append((start, stop))
+            size += stop - start
+            start = stop
+            if size >= _PART_BYTES or len(part) >= _PART_EXTENTS:
+                yield part
+                part, size = [], 0
+    if part:
+        yield part
 
 
 def dig(fd: int, found: Findings) -> None:
@@ -117,109 +137,46 @@ def dig(fd: int, found: Findings) -> None:
         waiting = again
 
 
-def extents(fd: int) -> Iterator[tuple[int, int]]:
-    """The parts of a file that take room, as (start, end) in bytes."""
-    size = os.fstat(fd).st_size
-    try:
-        for start, end in _fiemap(fd):
-            if start < size:
-                yield start, min(end, size)
-    except OSError as error:
-        # The first call says whether the file system knows the question.
-        if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS):
-            raise
-        yield from _data_ranges(fd, size)
-
-
-def _fiemap(fd: int) -> Iterator[tuple[int, int]]:
-    position = 0
-    while True:
-        answer = bytearray(_FIEMAP_HEAD.size + _FIEMAP_ROWS * _FIEMAP_EXTENT.size)
-        _FIEMAP_HEAD.pack_into(answer, 0, position, (1 << 63) - 1 - position, _FIEMAP_SYNC, 0, _FIEMAP_ROWS, 0)
-        fcntl.ioctl(fd, _FIEMAP, answer)
-        count = _FIEMAP_HEAD.unpack_from(answer)[3]
-        if not count:
-            return
-        for row in range(count):
-            logical, _physical, length, _r1, _r2, flags, *_rest = _FIEMAP_EXTENT.unpack_from(
-                answer, _FIEMAP_HEAD.size + row * _FIEMAP_EXTENT.size
-            )
-            yield logical, logical + length
-            position = logical + length
-            if flags & _FIEMAP_LAST:
-                return
-
-
-def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    position = 0
-    while position < size:
-        try:
-            start = os.lseek(fd, position, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # only a hole is left
-                return
-            raise
-        position = os.lseek(fd, start, os.SEEK_HOLE)
-        yield start, position
-
-
-def _runs(clusters: ClusterMap, kind: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Clusters of a kind in a row, as byte ranges within [start, end)."""
-    size = clusters.cluster_size
-    for match in _RUN[kind].finditer(clusters.kinds, start // size, -(-end // size)):
-        yield max(match.start() * size, start), min(match.end() * size, end)
-
-
 def _whole_blocks(start: int, end: int, block: int) -> tuple[int, int]:
     return -(-start // block) * block, end // block * block
 
 
-def _search(fd: int, start: int, end: int, unit: int, found: Findings, sampler: _Sampler | None) -> None:
-    """Read [start, end) and note the units of zeros; at its edges a unit may be cut."""
-    blank, blank_chunk = bytes(unit), bytes(max(_CHUNK, unit))
-    while start < end:
-        stop = min(end, (start // unit * unit) + len(blank_chunk))
-        content = os.pread(fd, stop - start, start)
-        if len(content) < stop - start:  # cut by somebody meanwhile: what isn't there is no business of ours
-            return
-        if blank_chunk.startswith(content):
-            found.add(start, stop)
-            start = stop
-            continue
-        at = 0
-        while at < len(content):
-            length = min(unit - (start + at) % unit, len(content) - at)
-            if content.startswith(blank if length == unit else blank[:length], at):
-                found.add(start + at, start + at + length)
+class _Search:
+    """Reads places of a file, by one thread, and notes the units of zeros."""
+
+    def __init__(self, fd: int, unit: int) -> None:
+        self.found = Findings()
+        self._fd, self._unit = fd, unit
+        self._blank = bytes(max(_CHUNK, unit))
+        self._buffer = bytearray(self._blank)  # for all that is read: to get memory from the system takes as long as to fill it
+
+    def look(self, start: int, end: int) -> None:
+        """Read [start, end); at its edges a unit may be cut."""
+        while start < end:
+            stop = min(end, (start // self._unit * self._unit) + len(self._blank))
+            content = memoryview(self._buffer)[: stop - start]
+            if os.preadv(self._fd, [content], start) < len(content):  # cut by somebody meanwhile: what isn't there is no business of ours
+                return
+            if self._blank.startswith(content):
+                self.found.add(start, stop)
             else:
-                found.data_bytes += length
-                if sampler is not None:
-                    sampler.look(content, at, length)
+                self._note_units(start, len(content))
+            start = stop
+
+    def _note_units(self, start: int, size: int) -> None:
+        at = 0
+        while at < size:
+            length = min(self._unit - (start + at) % self._unit, size - at)
+            if self._buffer.startswith(memoryview(self._blank)[:length], at):
+                self.found.add(start + at, start + at + length)
+            else:
+                self.found.data_bytes += length
             at += length
-        start = stop
 
 
-class _Sampler:
-    """Compresses evenly spread samples, each cluster by itself, with the window that QEMU's kind of compression has."""
-
-    def __init__(self, compression: str, clusters: ClusterMap, unit: int) -> None:
-        self._piece = min(clusters.cluster_size, unit)
-        self._step = max(clusters.data_clusters * clusters.cluster_size // unit // _SAMPLES, 1)
-        self._window = -12 if compression == "zlib" else -15
-        self._seen = self._before = self._after = 0
-
-    def look(self, content: bytes, at: int, length: int) -> None:
-        if self._seen % self._step == 0:
-            for start in range(at, at + length, self._piece):
-                piece = content[start : min(start + self._piece, at + length)]
-                squeezer = zlib.compressobj(1, zlib.DEFLATED, self._window)
-                self._before += len(piece)
-                self._after += min(len(squeezer.compress(piece)) + len(squeezer.flush()), len(piece))
-        self._seen += 1
-
-    @property
-    def ratio(self) -> float:
-        return self._after / self._before if self._before else 1.0
+def unit_of(fd: int, clusters: ClusterMap) -> int:
+    """What is looked at as one, in bytes: a cluster, but no more than is worth a hole, and no less than can be one."""
+    return max(min(clusters.cluster_size, _UNIT), _block_size(fd))
 
 
 def _block_size(fd: int) -> int:

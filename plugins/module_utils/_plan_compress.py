@@ -12,9 +12,14 @@ from typing import Any
 from ._errors import StorageError, ToolFailed, Unsupported, VolumeHasDependents, VolumeInUse
 from ._model import Attachment, Pool, Volume
 from ._named_tuple import NamedTuple
+from ._plan_capacity import empty_qcow2_bytes
 from ._plan_delete import doubt_about
 from ._plans import Facts, Plan, VolumePlan
 from ._size import human
+
+
+# By how much samples may be wrong about a share of the data: with 256, five times the standard error of the worst case.
+_DOUBT = 0.15
 
 
 class CompressWish(NamedTuple):
@@ -225,6 +230,24 @@ def refuse_rewrite(*, volume: Volume, compression: str, file: FileFacts) -> None
 
 
 # -- what to do ------------------------------------------------------------------------------------
+
+
+def is_surely_worth_it(*, share: float, data: int, min_reclaim: int) -> bool:
+    """Whether a rewrite brings enough if compression takes about this share off the data (bytes), by samples."""
+    return data * (share - _DOUBT) >= min_reclaim
+
+
+def room_for_rewrite(*, capacity: int, cluster_size: int, content: int) -> int:
+    """The most bytes that a rewritten image can come to take, when nothing in it can be compressed.
+
+    ``content``: the bytes that aren't zeros, by whole clusters of up to 64 KiB. Layout: QEMU's docs/interop/qcow2.txt.
+    """
+    clusters = -(-content // min(cluster_size, 65536))  # larger ones may hold no more than one part of that size
+    by_table = cluster_size // 16 * cluster_size  # what an L2 table leads to, with entries of 16 bytes at most
+    tables = min(clusters, -(-capacity // by_table)) * cluster_size
+    counts = clusters * 8 + cluster_size  # reference counts of 64 bits at most
+    # A cluster with zeros in it may be larger compressed than what else it holds, but not by much (RFC 1951, RFC 8878).
+    return content + content // 128 + tables + counts + empty_qcow2_bytes(capacity, cluster_size)
 
 
 def plan_compress(

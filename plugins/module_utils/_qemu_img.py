@@ -21,7 +21,7 @@ import shutil
 import signal
 import stat
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from . import _landlock
@@ -39,6 +39,7 @@ _PR_SET_PDEATHSIG = 1
 _FLUSH_SECONDS = 0.25
 # Contents are compared in pieces: enough for all processors to end at about the same time, but none too small to be worth a process.
 _PIECES, _LEAST_PIECE = 8, 64 << 20
+_TEAM = 4  # a disk has one head
 # Our way to say an image with its chain is no help to people; QEMU's messages quote it.
 _CHAIN = re.compile(r"'?json:\{.*\}'?")
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"])
@@ -84,24 +85,26 @@ def run_tool(argv: Sequence[str], pass_fds: Sequence[int], limited: bool, flush:
 def run_team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int]) -> list[Completed]:
     """Run tools that say little, some at a time, until all have ended or one fails; returns those that ended, in any order.
 
-    A comparison waits half of its time for the threads that read and decompress for it. So two go to a processor, but no more than
-    four in all: a disk has one head.
+    A comparison waits half of its time for the threads that read and decompress for it. So two go to a processor, and each keeps to
+    its share of them: to wake a thread on another processor takes longer than what it is woken for.
     """
     waiting, ended = list(argvs), []
-    running: dict[int, subprocess.Popen[str]] = {}  # by the descriptor of what they say
-    at_once = 2 * min(len(os.sched_getaffinity(0)), 2)
+    running: dict[int, tuple[subprocess.Popen[str], frozenset[int]]] = {}  # by the descriptor of what they say
+    free = _shares(os.sched_getaffinity(0))
     poll = select.poll()
     with contextlib.ExitStack() as stack:
         while waiting or running:
-            while waiting and len(running) < at_once:
-                process = stack.enter_context(start_tool(waiting.pop(0), pass_fds, False))
+            while waiting and free:
+                share = free.pop(0)
+                process = stack.enter_context(start_tool(waiting.pop(0), pass_fds, False, share))
                 stack.callback(process.kill)
                 if process.stdout is not None:
-                    running[process.stdout.fileno()] = process
+                    running[process.stdout.fileno()] = process, share
                     poll.register(process.stdout, select.POLLIN)
             for fd, _event in poll.poll():
                 poll.unregister(fd)
-                process = running.pop(fd)
+                process, share = running.pop(fd)
+                free.append(share)
                 stdout, stderr = process.communicate()
                 ended.append(Completed(process.returncode, stdout, stderr))
             if any(done.returncode != 0 for done in ended):
@@ -109,8 +112,22 @@ def run_team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int]) -> list[Co
     return ended
 
 
-def start_tool(argv: Sequence[str], pass_fds: Sequence[int], limited: bool) -> subprocess.Popen[str]:
-    """Start a tool that is killed when we are; with an Only as descriptors it can open nothing else, where the kernel can do that."""
+def _shares(processors: Collection[int]) -> list[frozenset[int]]:
+    """The processors that each of a team keeps to: all have as many, neighbours by number; two share one where there are few."""
+    numbers = sorted(processors)
+    count = min(len(numbers), _TEAM)
+    shares = [frozenset(numbers[len(numbers) * each // count : len(numbers) * (each + 1) // count]) for each in range(count)]
+    return shares * (2 if count <= _TEAM // 2 else 1)
+
+
+def start_tool(
+    argv: Sequence[str], pass_fds: Sequence[int], limited: bool, processors: Collection[int] = ()
+) -> subprocess.Popen[str]:
+    """Start a tool that is killed when we are; with an Only as descriptors it can open nothing else, where the kernel can do that.
+
+    It makes way for guests (SCHED_BATCH, sched(7)), and ends sooner for it: its threads are not stopped each time that they wake
+    each other. With ``processors``, it keeps to those.
+    """
     parent = os.getpid()
     libc = ctypes.CDLL(None, use_errno=True)
 
@@ -121,6 +138,11 @@ def start_tool(argv: Sequence[str], pass_fds: Sequence[int], limited: bool) -> s
         if limited:
             resource.setrlimit(resource.RLIMIT_CPU, (HEADER_CPU_SECONDS, HEADER_CPU_SECONDS))
             resource.setrlimit(resource.RLIMIT_AS, (HEADER_MEMORY_BYTES, HEADER_MEMORY_BYTES))
+        with contextlib.suppress(OSError):  # where the system knows nothing of it, or lost a processor
+            if os.sched_getscheduler(0) == os.SCHED_OTHER:  # what somebody has given us is kept
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            if processors:
+                os.sched_setaffinity(0, processors)
         confine()
 
     with _landlock.confinement(argv[0], pass_fds) as confine:

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +20,7 @@ from support.images import blank, make, overlay
 from support.runs import environment, run_adhoc
 
 FEW, MANY = 10, 60
+MIB = 1 << 20
 HEAD = 4096  # bytes that are read of an image
 
 
@@ -209,3 +212,20 @@ def test_reservation(counted, pool):
     """Reserving space starts no tool and writes nothing."""
     found = counted("volume", pool=pool.name, name="a", format="raw", size="64M")
     assert found.result["changed"] and found.processes == 0 and found.synced <= 2
+
+
+@pytest.mark.parametrize("compression, least, most", [("none", 64, 65), ("zstd", 0, 18)])
+def test_compressing_reads_samples_where_they_do(counted, pool, compression, least, most):
+    """64 MiB of text and zeros by turns: to know that a rewrite is worth it takes no more than 256 pieces of 64 KiB."""
+    text = random.Random(1).randbytes(MIB // 2).hex().encode()
+    path = blank(pool / "a", 64 * MIB)
+    with path.with_suffix(".words").open("wb") as file:
+        file.writelines([text, bytes(MIB)] * 32)
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -q -s {file.name} 0 64M", path], check=True)
+    os.unlink(file.name)
+    pool.refresh()
+    found = counted("volume_compress", pool=pool.name, name="a", method="zeros", compression=compression)
+    assert found.result["changed"]
+    assert least * MIB <= found.read <= most * MIB
+    gained = (32 if compression == "none" else 48) * MIB
+    assert found.result["reclaimed"] == pytest.approx(gained, rel=0.1)

@@ -558,6 +558,24 @@ def test_no_room_for_a_rewrite(hypervisor, small, refused):
     assert result["required"] > result["available"]
 
 
+def test_zeros_need_no_room_for_a_rewrite(hypervisor, small):
+    """A volume of 24 MiB, all of them taken, of which 4 MiB are data, needs no 24 MiB beside it."""
+    path = blank(small / "a", 24 * MIB)
+    words = small / "words"
+    words.write_bytes(noise(2 * MIB, "text").hex().encode())
+    sh("qemu-io", "-f", "qcow2", "-c", f"write -q -s {words} 0 4M", "-c", "write -q -P 0 4M 20M", path)
+    words.unlink()
+    before = digest(path)
+    with (small / "hog").open("wb") as hog:
+        facts = os.statvfs(small.path)
+        os.posix_fallocate(hog.fileno(), 0, facts.f_bavail * facts.f_frsize - 6 * MIB)
+    wish = {"uri": hypervisor.uri, "pool": "small", "name": "a", "method": "zeros", "compression": "zstd"}
+    foretold, result = (run_module("volume_compress", {**wish}, check=check) for check in (True, False))
+    assert result["changed"] and result["reclaimed"] > 21 * MIB, result
+    assert foretold["changed"] and foretold["reclaimed"] == pytest.approx(result["reclaimed"], rel=0.05)
+    assert digest(path) == before and sound(path)
+
+
 def test_reference_counts_of_one_bit(saved, pool):
     """Compressed clusters can't share one of the file then, so there is nothing to gain but zeros."""
     path = wordy(pool / "a", options="refcount_bits=1")

@@ -92,6 +92,7 @@ def main(module: str, params: dict[str, Any]) -> None:
     sys.addaudithook(note)
     for name in ("read", "pread"):
         setattr(os, name, _summing(getattr(os, name), numbers, "read", len))
+    os.preadv = _summing(os.preadv, numbers, "read", int)
     for name in ("fsync", "fdatasync"):
         setattr(os, name, _summing(getattr(os, name), numbers, "synced", lambda _: 1))
     result = json.loads(call(module, params))

@@ -34,11 +34,11 @@ LAYERS = {
     ),
     "gateways": (
         "_xml _libvirt _pool_changes _running _directory _locks _image_locks _staging _chains _domains _landlock _qemu_img _libguestfs "
-        "_pool_tools _rbd _clusters _holes"
+        "_pool_tools _rbd _side_by_side _extents _clusters _holes _samples"
     ),
     "sight": "_inventory _ceph _facts _describe _refresh",
     "deeds": (
-        "_trust _sources _pinned _space _leftovers _live _copy _grow _without_files _new_file _create_empty _create_copy _delete "
+        "_trust _sources _pinned _space _held_image _leftovers _live _copy _grow _without_files _new_file _create_empty _create_copy _delete "
         "_apply _apply_volume _apply_resize _apply_clone"
     ),
     "use cases": (
@@ -177,14 +177,14 @@ def sent_with(name: str) -> set[str]:
 
 #: Files of which a module has no use: Ansible would read, pack and send them with each of its tasks.
 NOT_FOR = {
-    "volume": "_live _apply_resize _apply_clone _clone_volume _compress_volume _plan_clone _plan_compress _holes _clusters _libguestfs",
+    "volume": "_live _apply_resize _apply_clone _clone_volume _compress_volume _plan_clone _plan_compress _holes _samples _held_image _clusters _libguestfs",
     "volume_info": "_image_locks _named_volumes _staging _apply _apply_volume _running _live _sources _trust _space _grow _delete",
     "volume_resize": (
         "_live _copy _create_copy _create_empty _new_file _delete _sources _apply_volume _apply_clone _plan_create "
-        "_plan_clone _plan_compress _holes _clusters _libguestfs"
+        "_plan_clone _plan_compress _holes _samples _held_image _clusters _libguestfs"
     ),
     "volume_clone": (
-        "_create_empty _delete _grow _apply_volume _apply_resize _plan_grow _plan_compress _compress_volume "
+        "_create_empty _delete _grow _apply_volume _apply_resize _plan_grow _plan_compress _compress_volume _samples _held_image "
         "_libguestfs _ensure_volume _plan_existing"
     ),
     "volume_compress": (

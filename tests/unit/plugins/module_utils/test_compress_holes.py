@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.hypervisor.storage.plugins.module_utils import _clusters, _holes
+from ansible_collections.hypervisor.storage.plugins.module_utils import _clusters, _extents, _holes, _plan_compress, _samples
 from ansible_collections.hypervisor.storage.plugins.module_utils._clusters import DATA, DOOMED, VOID, ClusterMap
 from ansible_collections.hypervisor.storage.plugins.module_utils._errors import StorageError
-from ansible_collections.hypervisor.storage.plugins.module_utils._image_header import read_header
+from ansible_collections.hypervisor.storage.plugins.module_utils._image_header import ImageHeader, read_header
 
 pytestmark = pytest.mark.skipif(
     shutil.which("qemu-img") is None or shutil.which("qemu-io") is None, reason="needs qemu-img and qemu-io"
@@ -139,16 +139,65 @@ def test_blocks_of_zeros_within_clusters(tmp_path: Path, opened: list[int], clus
     assert path.read_bytes() == before and _holes.find(fd, found).zero_bytes == 0
 
 
-@pytest.mark.parametrize("compression, least, most", [("zlib", 0.4, 0.7), ("zstd", 0.4, 0.7)])
-def test_samples(tmp_path: Path, opened: list[int], compression: str, least: float, most: float) -> None:
-    (tmp_path / "text").write_bytes(NOISE.hex().encode())
-    path = make(tmp_path / "a", f"write -s {tmp_path}/text 0 2M")
+def test_zeros_in_many_parts(tmp_path: Path, opened: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What two threads find in parts is what one finds in the whole, in the order of the file."""
+    path = make(tmp_path / "a", "write -P 1 0 4M", *(f"write -P 0 {at}k 192k" for at in range(64, 4096, 320)), "write -z 0 64k")
     fd, found = look(path, opened)
-    assert least < _holes.find(fd, found, squeeze=compression).squeezed < most
-    assert _holes.find(fd, found).squeezed == 1.0
+    whole = _holes.find(fd, found)
+    assert (whole.zero_bytes, whole.data_bytes) == (13 * 192 * KIB + 64 * KIB, 4 * MIB - 13 * 192 * KIB - 64 * KIB)
+    monkeypatch.setattr(_holes, "_PART_BYTES", 128 * KIB)
+    assert _holes.find(fd, found) == whole
+    assert list(whole.ranges) == sorted(whole.ranges)
+    monkeypatch.setattr(_holes, "_PART_EXTENTS", 1)
+    monkeypatch.setattr(_holes, "extents", lambda fd: ((at, at + 64 * KIB) for at in range(0, os.fstat(fd).st_size, 64 * KIB)))
+    assert _holes.find(fd, found) == whole
+    assert _holes.find_anywhere(fd).zero_bytes >= 13 * 192 * KIB
+
+
+@pytest.mark.parametrize("compression", ["zlib", "zstd"])
+@pytest.mark.parametrize("cluster", ["4k", "64k", "2M"])
+def test_samples(tmp_path: Path, opened: list[int], compression: str, cluster: str) -> None:
+    (tmp_path / "text").write_bytes(NOISE.hex().encode() + NOISE + bytes(MIB))
+    path = make(tmp_path / "a", f"write -s {tmp_path}/text 0 4M", options=f"cluster_size={cluster}", size=8 * MIB)
+    seen = _samples.survey(*look(path, opened), compression)
+    assert seen.data_bytes == 4 * MIB
+    assert seen.zeros == pytest.approx(1 / 4, abs=0.01)
+    assert 0.15 < seen.squeezed < 0.3
+    assert 0.25 < seen.squeezed_of_rest < 0.4
     (tmp_path / "noise").write_bytes(NOISE)
-    fd, found = look(make(tmp_path / "b", f"write -s {tmp_path}/noise 0 1M"), opened)
-    assert _holes.find(fd, found, squeeze=compression).squeezed > 0.99
+    seen = _samples.survey(*look(make(tmp_path / "b", f"write -s {tmp_path}/noise 0 1M"), opened), compression)
+    assert (seen.data_bytes, seen.zeros) == (MIB, 0) and seen.squeezed < 0.01
+    assert _samples.survey(*look(make(tmp_path / "c"), opened), compression) == _samples.Survey()
+
+
+def test_samples_of_a_large_image(tmp_path: Path, opened: list[int]) -> None:
+    """A quarter zeros, a quarter text, by turns that are as long as the way from one sample to the next, or near it."""
+    pieces = {b"\0": bytes(32 * KIB), b"t": NOISE.hex().encode()[: 32 * KIB], b"n": NOISE[: 32 * KIB]}
+    for pattern, zeros, squeezed in ((b"\0tnn", 0.25, 0.1), (b"tn" * 7 + b"\0\0", 0.125, 0.2), (b"nnnnnnnt", 0, 0.06)):
+        with (tmp_path / "content").open("wb") as file:
+            file.writelines(pieces[bytes([kind])] * 2 for kind in pattern * (256 * MIB // 65536 // len(pattern)))
+        path = make(tmp_path / "a", f"write -q -s {tmp_path}/content 0 256M", size=256 * MIB)
+        fd, found = look(path, opened)
+        seen = _samples.survey(fd, found, "zstd")
+        assert seen.data_bytes == 256 * MIB
+        assert seen.zeros == pytest.approx(zeros, abs=0.06)
+        assert seen.squeezed == pytest.approx(squeezed, abs=0.06)
+        assert _samples.survey(fd, found, "zstd") == seen
+
+
+def test_samples_leave_alone_what_is_no_data(tmp_path: Path, opened: list[int]) -> None:
+    path = make(tmp_path / "a", "write -P 1 0 1M", "write -z 0 256k", "write -c -P 3 2M 64k")
+    trimmed = _clusters.read_zeroed(*opened_header(path, opened), where="scratch")
+    trimmed[:8] = bytes(4) + b"\1" * 4
+    fd, found = look(path, opened, trimmed=trimmed)
+    seen = _samples.survey(fd, found, "zlib")
+    assert (seen.void_bytes, seen.doomed_bytes, seen.data_bytes) == (256 * KIB, 256 * KIB, 512 * KIB)
+
+
+def opened_header(path: Path, opened: list[int]) -> tuple[int, ImageHeader]:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    opened.append(fd)
+    return fd, read_header(fd)
 
 
 def word_at(path: Path, offset: int) -> int:
@@ -224,7 +273,7 @@ def test_extents_without_fiemap(tmp_path: Path, opened: list[int], monkeypatch: 
 
     def merged() -> list[tuple[int, int]]:
         ranges: list[tuple[int, int]] = []
-        for start, end in _holes.extents(fd):
+        for start, end in _extents.extents(fd):
             if ranges and ranges[-1][1] == start:
                 ranges[-1] = (ranges[-1][0], end)
             else:
@@ -236,7 +285,7 @@ def test_extents_without_fiemap(tmp_path: Path, opened: list[int], monkeypatch: 
     def unknown(*_arguments: object) -> None:
         raise OSError(errno.EOPNOTSUPP, "not here")
 
-    monkeypatch.setattr(_holes.fcntl, "ioctl", unknown)
+    monkeypatch.setattr(_extents.fcntl, "ioctl", unknown)
     assert merged() == [(0, MIB), (3 * MIB, 4 * MIB)]
 
 
@@ -255,3 +304,31 @@ def test_digging_goes_on_where_there_is_room(
     with pytest.raises(StorageError) as caught:
         _holes.dig(fd, holes)
     assert caught.value.reason == "insufficient_space"
+
+
+@pytest.mark.parametrize("options", ["cluster_size=64k", "cluster_size=512", "cluster_size=4k,refcount_bits=64", "cluster_size=2M",
+                                     "cluster_size=64k,extended_l2=on"])
+@pytest.mark.parametrize("layout", ["whole", "scattered", "parts of clusters"])
+def test_a_rewrite_takes_no_more_room_than_foretold(tmp_path: Path, opened: list[int], options: str, layout: str) -> None:
+    """Noise that nothing compresses; and what is foretold is not much too much."""
+    (tmp_path / "noise").write_bytes(NOISE * 3)
+    writes = {
+        "whole": [f"write -s {tmp_path}/noise 0 3M"],
+        "scattered": [f"write -s {tmp_path}/noise {at}M 64k" for at in range(0, 1024, 32)],
+        "parts of clusters": [f"write -s {tmp_path}/noise {at}k 128k" for at in range(128, 4096, 512)],
+    }[layout]
+    size = 1024 * MIB if "512" not in options else 256 * MIB
+    path = make(tmp_path / "a", f"write -P 0 0 {8 * MIB}", *writes[: size // 32 // MIB], options=options, size=size)
+    fd, found = look(path, opened)
+    room = _plan_compress.room_for_rewrite(
+        capacity=size, cluster_size=found.cluster_size, content=_holes.find(fd, found).data_bytes
+    )
+    for compression in ("zlib", "zstd"):
+        out = tmp_path / compression
+        how = f"{options},compression_type={compression}"
+        subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", "-c", "-o", how, path, out], check=True)
+        with out.open("rb") as file:
+            os.fsync(file.fileno())
+        assert out.stat().st_blocks * 512 <= room, compression
+    if found.cluster_size >= 65536:  # small ones may need as much for tables as for data
+        assert room < 1.1 * out.stat().st_size + 40 * found.cluster_size

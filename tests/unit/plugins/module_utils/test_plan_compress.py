@@ -183,3 +183,11 @@ def test_estimates_never_go_below_nothing() -> None:
         volume=WEB, pool=DIR, wish=CompressWish(), trims=True, note=None, gains=Gains(trimmed=80 * MIB)
     )
     assert saving.after == planned.after["allocation"] == 0
+
+
+@pytest.mark.parametrize(
+    ("share", "data", "sure"),
+    [(0.5, 100 * MIB, True), (0.16, 100 * MIB, True), (0.155, 100 * MIB, False), (0.1, 1 << 40, False), (0.9, MIB, False), (0, 0, False)],
+)
+def test_samples_alone_tell_when_there_is_no_doubt(share: float, data: int, sure: bool) -> None:
+    assert _plan_compress.is_surely_worth_it(share=share, data=data, min_reclaim=MIB) is sure

@@ -11,6 +11,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -324,6 +325,54 @@ def test_what_a_tool_writes_is_flushed_meanwhile(tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="No space left"):
         run_tool(["sh", "-c", f"echo $$ > {note}; exec sleep 60"], (), False, 7)
     assert not is_alive(int(note.read_text()))
+
+
+POLICY = ["sh", "-c", "cut -d')' -f2- /proc/self/stat | cut -d' ' -f40"]
+
+
+def test_a_tool_makes_way_for_guests() -> None:
+    """As what runs for a long time in the background (SCHED_BATCH, sched(7)); unless somebody has said how we are to run."""
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    assert run_tool(POLICY, (), False).stdout == f"{os.SCHED_BATCH}\n"
+    child = os.fork()
+    if child == 0:
+        try:
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            os._exit(run_tool(POLICY, (), False).stdout != f"{os.SCHED_IDLE}\n")
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_system_that_knows_no_policies(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_arguments: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))  # as musl has it
+
+    monkeypatch.setattr(os, "sched_getscheduler", unknown)
+    assert run_tool(POLICY, (), False).stdout == f"{os.SCHED_OTHER}\n"
+
+
+@pytest.mark.parametrize(
+    ("processors", "shares"),
+    [
+        ({3}, [{3}, {3}]),
+        ({0, 1}, [{0}, {1}, {0}, {1}]),
+        ({2, 5, 7}, [{2}, {5}, {7}]),
+        ({0, 1, 2, 3}, [{0}, {1}, {2}, {3}]),
+        (range(6), [{0}, {1, 2}, {3}, {4, 5}]),
+        (range(64), [set(range(16)), set(range(16, 32)), set(range(32, 48)), set(range(48, 64))]),
+    ],
+)
+def test_shares_of_the_processors(processors: set[int], shares: list[set[int]]) -> None:
+    assert _qemu_img._shares(processors) == shares
+
+
+def test_each_of_a_team_keeps_to_its_share() -> None:
+    mine = os.sched_getaffinity(0)
+    said = run_team([[sys.executable, "-c", "import os; print(sorted(os.sched_getaffinity(0)))"]] * 8, ())
+    assert {done.stdout for done in said} <= {f"{sorted(share)}\n" for share in _qemu_img._shares(mine)}
+    assert len({done.stdout for done in said}) == min(len(mine), 4)
+    assert os.sched_getaffinity(0) == mine
 
 
 def test_a_tool_dies_with_its_parent(tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ options:
   compression:
     description:
       - V(zlib) and V(zstd) rewrite the volume with compressed clusters, through a second file beside it that takes its place
-        when it is complete and compared. That needs free space, as much as C(qemu-img measure) says.
+        when it is complete and compared. That needs free space for all that isn't zeros, as if nothing of it could be compressed.
+      - What that brings is told by samples, unless it is a near thing; check mode then says about how much.
       - Guests read compressed clusters more slowly; what they write is no longer compressed. Good for templates and archives.
       - V(zstd) is about eight times as fast as V(zlib), and needs QEMU 5.1 and qcow2 compat 1.1.
       - Volumes with internal snapshots or bitmaps are refused, since a rewrite would lose them.

@@ -38,8 +38,8 @@ LAYERS = {
     ),
     "sight": "_inventory _ceph _facts _describe _refresh",
     "deeds": (
-        "_trust _sources _pinned _space _held_image _leftovers _live _copy _grow _without_files _new_file _create_empty _create_copy _delete "
-        "_apply _apply_volume _apply_resize _apply_clone"
+        "_trust _sources _pinned _space _leftovers _held_image _live _copy _grow _without_files _new_file _create_empty _create_copy "
+        "_delete _apply _apply_volume _apply_resize _apply_clone"
     ),
     "use cases": (
         "_named_volumes _ensure_volume _resize_volume _clone_volume _compress_volume _find_volumes"
@@ -177,7 +177,10 @@ def sent_with(name: str) -> set[str]:
 
 #: Files of which a module has no use: Ansible would read, pack and send them with each of its tasks.
 NOT_FOR = {
-    "volume": "_live _apply_resize _apply_clone _clone_volume _compress_volume _plan_clone _plan_compress _holes _samples _held_image _clusters _libguestfs",
+    "volume": (
+        "_live _apply_resize _apply_clone _clone_volume _compress_volume _plan_clone _plan_compress _holes _samples _held_image "
+        "_clusters _libguestfs"
+    ),
     "volume_info": "_image_locks _named_volumes _staging _apply _apply_volume _running _live _sources _trust _space _grow _delete",
     "volume_resize": (
         "_live _copy _create_copy _create_empty _new_file _delete _sources _apply_volume _apply_clone _plan_create "

@@ -28,13 +28,13 @@ def in_order(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_
     def go_on() -> None:
         try:
             while not over.is_set():
+                result: list[_Result] = []
                 with turn:
                     drawn = list(itertools.islice(waiting, 1))
-                    results.extend([] for _ in drawn)
-                    place = len(results) - 1
-                if not drawn:
-                    break
-                results[place].append(work(drawn[0]))
+                    if not drawn:
+                        break
+                    results.append(result)
+                result.append(work(drawn[0]))
         except OSError as error:
             failures.append(error)
         finally:

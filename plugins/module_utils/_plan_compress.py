@@ -18,7 +18,7 @@ from ._plans import Facts, Plan, VolumePlan
 from ._size import human
 
 
-# By how much samples may be wrong about a share of the data: with 256, five times the standard error of the worst case.
+# By how much samples may be wrong about a share of the data: with 256 of them, nearly five standard errors of the worst case.
 _DOUBT = 0.15
 
 

@@ -85,8 +85,8 @@ def run_tool(argv: Sequence[str], pass_fds: Sequence[int], limited: bool, flush:
 def run_team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int]) -> list[Completed]:
     """Run tools that say little, some at a time, until all have ended or one fails; returns those that ended, in any order.
 
-    A comparison waits half of its time for the threads that read and decompress for it. So two go to a processor, and each keeps to
-    its share of them: to wake a thread on another processor takes longer than what it is woken for.
+    A comparison waits half of its time for the threads that read and decompress for it, so two go to a processor where those are few.
+    Each keeps to its share of them: to wake a thread on another processor takes longer than what it is woken for.
     """
     waiting, ended = list(argvs), []
     running: dict[int, tuple[subprocess.Popen[str], frozenset[int]]] = {}  # by the descriptor of what they say

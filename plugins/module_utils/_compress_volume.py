@@ -25,7 +25,7 @@ from ._describe import describe
 from ._directory import loop_devices_on
 from ._errors import Exchanged, InsufficientSpace, StorageError, ToolFailed, told_as_changed
 from ._facts import facts_of
-from ._held_image import HeldImage
+from ._held_image import HeldImage, where_is
 from ._image_header import ImageHeader, read_header
 from ._inventory import Host, Image
 from ._libguestfs import Libguestfs
@@ -49,6 +49,8 @@ from ._plan_space import check_space
 from ._plans import Facts, Plan
 from ._qemu_img import QemuImg
 from ._refresh import assert_refreshable, tell_libvirt
+
+_MAKE_ROOM = "Free space first, also with compression: none, which gives zeros back in place."
 
 
 class CompressTask(NamedVolumes):
@@ -84,7 +86,8 @@ class CompressTask(NamedVolumes):
         for name, why_not in trims.items():
             with contextlib.ExitStack() as passing:
                 image = need_image(host, pool, name)
-                held = passing.enter_context(_hold(image))
+                held = HeldImage.take(image)
+                passing.callback(held.release)
                 image = image._replace(allocation=held.settled_allocation())
                 gains, trim, why_not = self._search(image, held, why_not)
                 planned, step, saving = plan_compress(
@@ -111,7 +114,7 @@ class CompressTask(NamedVolumes):
         if need:  # one at a time: each gives room back before the next
             names = [step.name for step in work if step.compression]
             check_space(
-                pool=pool, names=names, required=need, thin=0, available=host.free_bytes(pool), overcommit=True
+                pool=pool, names=names, required=need, thin=0, available=host.free_bytes(pool), overcommit=True, advice=_MAKE_ROOM
             )
         self._savings = tuple(savings)
         return CompressPlan(volumes=tuple(plans), work=tuple(work), savings=self._savings)
@@ -164,8 +167,8 @@ class CompressTask(NamedVolumes):
         image = need_image(host, pool, name)
         volume = describe(host, image)
         refuse_others(volume=volume, pool=pool)
-        _trust.assert_no_way_out(host, image, _where(image))
-        _trust.assert_readable(host, image, _where(image))
+        _trust.assert_no_way_out(host, image, where_is(image))
+        _trust.assert_readable(host, image, where_is(image))
         refuse_busy(volume=volume, facts=facts_of(host, image), above=_uses_above(host, image))
         if self._wish.compression:
             refuse_rewrite(volume=volume, compression=self._wish.compression, file=_file_facts(image))
@@ -195,7 +198,7 @@ class CompressTask(NamedVolumes):
 
     def _try_trim(self, image: Image) -> mmap.mmap:
         """Trim an overlay that is thrown away, and read from it which guest clusters a trim gives back."""
-        where = _where(image)
+        where = where_is(image)
         directory = _scratch_directory()
         _staging.sweep(directory)
         # By name, since libguestfs looks where a path really leads.
@@ -326,15 +329,6 @@ class CompressTask(NamedVolumes):
         return True
 
 
-@contextlib.contextmanager
-def _hold(image: Image) -> Iterator[HeldImage]:
-    held = HeldImage.take(image)
-    try:
-        yield held
-    finally:
-        held.release()
-
-
 def _scratch_directory() -> str:
     """A directory for temporary files that nobody else can put anything into."""
     path = os.path.join(tempfile.gettempdir(), f"hypervisor.storage-{os.geteuid()}")
@@ -351,10 +345,6 @@ def _brief(why_not: StorageError) -> str:
     return why_not.msg.split(". ")[0].rstrip(".")
 
 
-def _where(image: Image) -> str:
-    return f"volume {image.name!r} of pool {image.pool.name if image.pool else ''!r}"
-
-
 def _uses_above(host: Host, image: Image) -> list[Attachment]:
     """The uses of all that has an image as a backing layer."""
     uses: list[Attachment] = []
@@ -366,7 +356,7 @@ def _uses_above(host: Host, image: Image) -> list[Attachment]:
 
 
 def _file_facts(image: Image) -> FileFacts:
-    with _staging.explained(f"look at the {_where(image)}"):
+    with _staging.explained(f"look at the {where_is(image)}"):
         names = os.stat(image.path).st_nlink
     return FileFacts(is_link=image.is_link, names=names, bitmaps=image.header.bitmaps)
 

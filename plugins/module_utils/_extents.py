@@ -31,7 +31,7 @@ def extents(fd: int) -> Iterator[tuple[int, int]]:
         # The first call says whether the file system knows the question.
         if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS):
             raise
-        yield from _data_ranges(fd, size)
+        yield from data_ranges(fd, size)
 
 
 def _fiemap(fd: int) -> Iterator[tuple[int, int]]:
@@ -53,7 +53,8 @@ def _fiemap(fd: int) -> Iterator[tuple[int, int]]:
                 return
 
 
-def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
+def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """The parts of a file's first ``size`` bytes that hold data, as far as its file system tells them from holes; raises OSError."""
     position = 0
     while position < size:
         try:
@@ -63,4 +64,4 @@ def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
                 return
             raise
         position = os.lseek(fd, start, os.SEEK_HOLE)
-        yield start, position
+        yield start, min(position, size)

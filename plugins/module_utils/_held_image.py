@@ -17,13 +17,18 @@ from ._inventory import Image
 from ._plan_compress import Gains, is_surely_worth_it, room_for_rewrite
 
 
+def where_is(image: Image) -> str:
+    """An image in words, for what is said of it."""
+    return f"volume {image.name!r} of pool {image.pool.name if image.pool else ''!r}"
+
+
 class HeldImage:
     """An image open as ``fd``, until it is released. It is read as a whole only where samples don't do, and once."""
 
     def __init__(self, image: Image, stack: contextlib.ExitStack, fd: int, header: ImageHeader) -> None:
         self.ident, self.fd, self.header = image.ident, fd, header
         self.release = stack.close
-        self._where = f"volume {image.name!r} of pool {image.pool.name if image.pool else ''!r}"
+        self._where = where_is(image)
         self._clusters: _clusters.ClusterMap | None = None
         self._survey: _samples.Survey | None = None
         self._found: _holes.Findings | None = None

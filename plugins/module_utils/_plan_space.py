@@ -14,17 +14,24 @@ from ._size import human
 
 
 def check_space(
-    *, pool: Pool, names: Sequence[str], required: int, thin: int, available: int, overcommit: bool
+    *,
+    pool: Pool,
+    names: Sequence[str],
+    required: int,
+    thin: int,
+    available: int,
+    overcommit: bool,
+    advice: str = "Free space, or choose another pool, size or preallocation.",
 ) -> tuple[str, ...]:
     """Compare what must be written (``required``) and promised (``thin``) with what is free, all in bytes.
 
-    Returns warnings; raises InsufficientSpace.
+    Returns warnings; raises InsufficientSpace, with ``advice`` where what must be written has no room.
     """
     whom = ", ".join(repr(name) for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     if required > available:
         raise InsufficientSpace(
             f"Pool {pool.name!r} has not enough free space for {whom}: {required} bytes ({human(required)}) are needed, "
-            f"{available} bytes ({human(available)}) are free. Free space, or choose another pool, size or preallocation.",
+            f"{available} bytes ({human(available)}) are free. {advice}",
             required=required,
             available=available,
         )

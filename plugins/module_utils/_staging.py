@@ -359,19 +359,11 @@ def _claim(fd: int) -> bool:
 
 
 def _overwrite_data(fd: int, block: bytes = bytes(1 << 20)) -> None:
-    end = os.lseek(fd, 0, os.SEEK_END)
-    position = 0
-    while position < end:
-        try:
-            start = os.lseek(fd, position, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # only a hole is left
-                return
-            raise
-        stop = min(os.lseek(fd, start, os.SEEK_HOLE), end)
+    from ._extents import data_ranges  # here, since little is wiped
+
+    for start, stop in data_ranges(fd, os.lseek(fd, 0, os.SEEK_END)):
         while start < stop:
             start += os.pwrite(fd, block[: stop - start], start)
-        position = stop
 
 
 @contextlib.contextmanager

@@ -556,6 +556,7 @@ def test_no_room_for_a_rewrite(hypervisor, small, refused):
     wish = {"uri": hypervisor.uri, "pool": "small", "name": "a", "method": "zeros", "compression": "zstd"}
     result = refused("insufficient_space", fails=lambda **how: run_module("volume_compress", {**wish}, **how))
     assert result["required"] > result["available"]
+    assert "'a'" in result["msg"] and "'small'" in result["msg"] and "compression: none" in result["msg"]
 
 
 def test_zeros_need_no_room_for_a_rewrite(hypervisor, small):

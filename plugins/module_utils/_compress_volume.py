@@ -283,7 +283,7 @@ class CompressTask(NamedVolumes):
                 pin_image(host, held.fd, step.path, image_format="qcow2", what=f"compress volume {step.name!r}")
             )
             staged = stack.enter_context(_staging.stage(directory))
-            target = source.under(staged.fd)
+            target = source.under(staged.fd, header.cluster_size)
             if backing is not None:
                 # qemu-img would open what the name in a new header leads to, were it to make the file itself.
                 self._qemu_img.create(
@@ -311,19 +311,22 @@ class CompressTask(NamedVolumes):
                 pass_fds=(*source.pass_fds, staged.fd),
                 label=label,
             )
-            os.fsync(staged.fd)
+            try:
+                self._qemu_img.compare(
+                    first=source.location,
+                    first_format="qcow2",
+                    second=target.location,
+                    second_format="qcow2",
+                    capacity=header.capacity,
+                    flush=staged.fd,
+                    pass_fds=(*source.pass_fds, staged.fd),
+                    label=label,
+                )
+            finally:
+                os.fsync(staged.fd)  # where that fails, it tells why the images differ
             before, after = os.fstat(held.fd).st_blocks * 512, os.fstat(staged.fd).st_blocks * 512
             if before - after < step.min_reclaim:
                 return False
-            self._qemu_img.compare(
-                first=source.location,
-                first_format="qcow2",
-                second=target.location,
-                second_format="qcow2",
-                capacity=header.capacity,
-                pass_fds=(*source.pass_fds, staged.fd),
-                label=label,
-            )
             self._claim(host, step, held)
             _staging.replace(staged, step.name, old_fd=held.fd)
         return True

@@ -32,9 +32,9 @@ class Pinned(NamedTuple):
     pass_fds: tuple[int, ...]
     below: tuple[OpenLayer, ...] = ()
 
-    def under(self, fd: int) -> Pinned:
-        """Another image, a qcow2 open as ``fd``, with the same layers below."""
-        location = locate_layers([OpenLayer(fd, "qcow2"), *self.below])
+    def under(self, fd: int, cluster_size: int | None) -> Pinned:
+        """Another image, a qcow2 open as ``fd`` with clusters of that size, with the same layers below."""
+        location = locate_layers([OpenLayer(fd, "qcow2", cluster_size), *self.below])
         return Pinned(location, (fd, *(layer.fd for layer in self.below)), self.below)
 
 
@@ -62,8 +62,11 @@ def pin_image(host: Host, fd: int, path: str, *, image_format: str, what: str) -
                     "host by now.",
                     path=path,
                 )
-        below = [OpenLayer(below_fd, layer.format or "") for below_fd, layer in zip(opened.fds, chain.layers)]
-        yield Pinned(locate_layers([OpenLayer(fd, image_format), *below]), (fd, *opened.fds), tuple(below))
+        below = [
+            OpenLayer(below_fd, layer.format or "", size) for below_fd, layer, size in zip(opened.fds, chain.layers, opened.cluster_sizes)
+        ]
+        top = OpenLayer(fd, image_format, header.cluster_size)
+        yield Pinned(locate_layers([top, *below]), (fd, *opened.fds), tuple(below))
 
 
 @contextlib.contextmanager
@@ -113,6 +116,7 @@ class _OpenedChain(_chains.ChainReader):
     def __init__(self) -> None:
         super().__init__()
         self.fds: list[int] = []
+        self.cluster_sizes: list[int | None] = []  # for each of them
 
     def close(self) -> None:
         """Let go of all layers."""
@@ -120,4 +124,7 @@ class _OpenedChain(_chains.ChainReader):
             os.close(self.fds.pop())
 
     def _look_at(self, path: str, known_raw: bool) -> _directory.FileFacts | None:
-        return _directory.look_at(path, known_raw=known_raw, keep=self.fds)
+        facts = _directory.look_at(path, known_raw=known_raw, keep=self.fds)
+        if facts is not None and facts.header is not None:
+            self.cluster_sizes.append(facts.header.cluster_size)
+        return facts

@@ -21,7 +21,7 @@ import shutil
 import signal
 import stat
 import subprocess
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from . import _landlock
@@ -37,9 +37,12 @@ HEADER_MEMORY_BYTES = 1 << 30
 _FRUGAL = {"MALLOC_ARENA_MAX": "1"}
 _PR_SET_PDEATHSIG = 1
 _FLUSH_SECONDS = 0.25
-# Contents are compared in pieces: enough for all processors to end at about the same time, but none too small to be worth a process.
-_PIECES, _LEAST_PIECE = 8, 64 << 20
+# Contents are compared in pieces: enough for all processors to end at about the same time, but none in which a process's start counts.
+_PIECES, _PIECE, _LEAST_PIECE = 8, 256 << 20, 64 << 20
 _TEAM = 4  # a disk has one head
+# Of a table of a qcow2 image, this much is kept at once (or a cluster, if that is smaller). By default it is a cluster, all of whose
+# entries are gone through whenever a stretch of the image is asked after (QEMU's docs/qcow2-cache.txt and count_contiguous_subclusters()).
+_TABLE_PART = 4096
 # Our way to say an image with its chain is no help to people; QEMU's messages quote it.
 _CHAIN = re.compile(r"'?json:\{.*\}'?")
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"])
@@ -60,8 +63,11 @@ class Runner(Protocol):
         """Run a tool to its end."""
 
 
-#: What run_team() does.
-TeamRunner = Callable[[Sequence[Sequence[str]], Sequence[int]], Sequence[Completed]]
+class TeamRunner(Protocol):
+    """What run_team() does."""
+
+    def __call__(self, argvs: Sequence[Sequence[str]], pass_fds: Sequence[int], flush: int | None = None, /) -> Sequence[Completed]:
+        """Run tools side by side."""
 
 
 def run_tool(argv: Sequence[str], pass_fds: Sequence[int], limited: bool, flush: int | None = None) -> Completed:
@@ -82,11 +88,13 @@ def run_tool(argv: Sequence[str], pass_fds: Sequence[int], limited: bool, flush:
                     os.fdatasync(flush)
 
 
-def run_team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int]) -> list[Completed]:
+def run_team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int], flush: int | None = None) -> list[Completed]:
     """Run tools that say little, some at a time, until all have ended or one fails; returns those that ended, in any order.
 
-    A comparison waits half of its time for the threads that read and decompress for it, so two go to a processor where those are few.
-    Each keeps to its share of them: to wake a thread on another processor takes longer than what it is woken for.
+    What was written to the file open as ``flush`` is brought to the disk while the first ones run; raises OSError as that sync would.
+
+    Each keeps to its share of the processors: a comparison waits all the time for threads of its own that read and decompress for it,
+    and to wake one on another processor takes longer than what it is woken for.
     """
     waiting, ended = list(argvs), []
     running: dict[int, tuple[subprocess.Popen[str], frozenset[int]]] = {}  # by the descriptor of what they say
@@ -101,6 +109,9 @@ def run_team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int]) -> list[Co
                 if process.stdout is not None:
                     running[process.stdout.fileno()] = process, share
                     poll.register(process.stdout, select.POLLIN)
+            if flush is not None:
+                os.fdatasync(flush)
+                flush = None
             for fd, _event in poll.poll():
                 poll.unregister(fd)
                 process, share = running.pop(fd)
@@ -113,11 +124,11 @@ def run_team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int]) -> list[Co
 
 
 def _shares(processors: Collection[int]) -> list[frozenset[int]]:
-    """The processors that each of a team keeps to: all have as many, neighbours by number; two share one where there are few."""
+    """The processors that each of a team keeps to: all have as many, neighbours by number; two share an only one."""
     numbers = sorted(processors)
     count = min(len(numbers), _TEAM)
     shares = [frozenset(numbers[len(numbers) * each // count : len(numbers) * (each + 1) // count]) for each in range(count)]
-    return shares * (2 if count <= _TEAM // 2 else 1)
+    return shares * (2 if count == 1 else 1)
 
 
 def start_tool(
@@ -168,10 +179,11 @@ class Measure(NamedTuple):
 
 
 class OpenLayer(NamedTuple):
-    """One image of a chain, open as ``fd``."""
+    """One image of a chain, open as ``fd``; ``cluster_size`` in bytes of a qcow2 image."""
 
     fd: int
     format: str
+    cluster_size: int | None = None
 
 
 def locate_layers(layers: Sequence[OpenLayer]) -> Handed:
@@ -187,6 +199,8 @@ def locate_layers(layers: Sequence[OpenLayer]) -> Handed:
         upper = _node(layer.format, f"/proc/self/fd/{layer.fd}")
         if layer.format != "raw":
             upper["backing"] = node
+        if layer.format == "qcow2" and layer.cluster_size:
+            upper["l2-cache-entry-size"] = min(layer.cluster_size, _TABLE_PART)
         node = upper
     return Handed(top.fd, f"json:{json.dumps(node, separators=(',', ':'))}")
 
@@ -241,10 +255,11 @@ class QemuImg:
 
         ``shared`` reads an image that a QEMU has open for writing: right for a frozen internal snapshot alone.
         ``label`` is the source's name for people. ``direct`` writes past the page cache (-t none); otherwise through it, from which
-        what is written to the file open as ``flush`` is brought to the disk meanwhile. The caller syncs.
+        what is written to the file open as ``flush`` is brought to the disk meanwhile. The caller syncs, so that qemu-img need not
+        where ``flush`` is given (-t unsafe).
         """
         argv = ["convert", "-q", "-f", source_format, "-O", target_format, "-W", "-m", "16"]
-        argv += ["-t", "none" if direct else "writeback", *_options(options)]
+        argv += ["-t", "none" if direct else "writeback" if flush is None else "unsafe", *_options(options)]
         argv += _snapshot_option(snapshot)
         if shared:
             argv.append("-U")
@@ -316,12 +331,14 @@ class QemuImg:
         second: str,
         second_format: str,
         capacity: int = 0,
+        flush: int | None = None,
         pass_fds: Sequence[int] = (),
         label: str | None = None,
     ) -> None:
         """Make sure that a guest would see the same in both; the longer one has to end in zeros.
 
-        ``capacity``: bytes that both have at least. Large ones are compared in pieces, side by side.
+        ``capacity``: bytes that both have at least. Large ones are compared in pieces, side by side. What was written to the file
+        open as ``flush`` is brought to the disk meanwhile; the caller syncs.
         """
         fds = _fds(pass_fds, first, second)
         begin = [self._find(), "compare", "-q"]
@@ -329,10 +346,10 @@ class QemuImg:
         if pieces:
             parts = [(_piece_of(first, first_format, *piece), _piece_of(second, second_format, *piece)) for piece in pieces]
             argvs = [[*begin, "-f", "raw", "-F", "raw", "--", *part] for part in parts]
-            ended = self._team_runner(argvs, fds)
+            ended = self._team_runner(argvs, fds, flush)
         else:
             argvs = [[*begin, "-f", first_format, "-F", second_format, "--", first, second]]
-            ended = [self._runner(argvs[0], fds, False)]
+            ended = [self._runner(argvs[0], fds, False, flush)]
         for done in ended:
             if done.returncode == 1:
                 raise ToolFailed(
@@ -381,9 +398,9 @@ def _fds(pass_fds: Sequence[int], *reads: str, writes: str | None = None) -> Seq
 
 def _pieces(capacity: int) -> list[tuple[int, int | None]]:
     """Where the pieces of an image begin and how long they are, the last one to its end; none when it is small."""
-    count = min(_PIECES, capacity // _LEAST_PIECE)
-    if count < 2:
+    if capacity < 2 * _LEAST_PIECE:
         return []
+    count = min(_PIECES, max(capacity // _PIECE, 2))
     length = capacity // count >> 20 << 20
     return [(number * length, length if number < count - 1 else None) for number in range(count)]
 

@@ -21,6 +21,8 @@ SAMPLES = 256
 # Samples lie one in each stretch of the same length, but not at the same place of it: else they could always meet the
 # same thing that a file system has at regular distances. Multiples of 2 ** 32 divided by the golden ratio spread evenly.
 _GOLDEN, _WORD = 2654435769, 1 << 32
+# Of a sample of a large image, this much is compressed, somewhere in it: that costs far more than to read it.
+_PIECE = 16 << 10
 
 
 class Survey(NamedTuple):
@@ -58,20 +60,28 @@ def survey(fd: int, clusters: ClusterMap, compression: str) -> Survey:
                     at = max((start + due - room[DATA]) // unit * unit, start)
                     yield at, min(at + unit, end) - at
                     number += 1
-                    due = number * stretch + (number * _GOLDEN % _WORD * stretch // _WORD if stretch > unit else 0)
+                    due = number * stretch + (_spread(number, stretch) if stretch > unit else 0)
                 room[DATA] += end - start
 
     def weigh(place: tuple[int, int]) -> tuple[int, int, int]:
         """Bytes read, those of them in a unit of zeros, and those that compression takes off the others."""
         content = os.pread(fd, place[1], place[0])
-        if not content.strip(b"\0"):
+        if content == bytes(len(content)):
             return len(content), len(content), 0
-        squeezed = 0
+        whole, squeezed = len(content), 0
+        if stretch > unit and whole > _PIECE:
+            start = _spread(place[0] // unit, whole // _PIECE) * _PIECE
+            content = content[start : start + _PIECE]
         for start in range(0, len(content), clusters.cluster_size):  # each cluster by itself
             piece = content[start : start + clusters.cluster_size]
             squeezer = zlib.compressobj(1, zlib.DEFLATED, window)
             squeezed += max(len(piece) - len(squeezer.compress(piece)) - len(squeezer.flush()), 0)
-        return len(content), 0, squeezed
+        return whole, 0, squeezed * whole // len(content)
 
     seen, zeros, squeezed = (sum(column) for column in zip((0, 0, 0), *_side_by_side.in_order(weigh, places())))
     return Survey(room[DATA], room[VOID], room[DOOMED], zeros / max(seen, 1), squeezed / max(seen, 1))
+
+
+def _spread(number: int, length: int) -> int:
+    """A place in [0, length), far from that of the numbers before."""
+    return number * _GOLDEN % _WORD * length // _WORD

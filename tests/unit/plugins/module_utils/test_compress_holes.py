@@ -185,6 +185,13 @@ def test_samples_of_a_large_image(tmp_path: Path, opened: list[int]) -> None:
         assert _samples.survey(fd, found, "zstd") == seen
 
 
+def test_samples_are_of_all_of_a_cluster(tmp_path: Path, opened: list[int]) -> None:
+    """Files begin where clusters do, so that their heads differ from the rest."""
+    (tmp_path / "content").write_bytes((NOISE.hex().encode()[: 16 * KIB] + NOISE[: 48 * KIB]) * 2048)
+    path = make(tmp_path / "a", f"write -q -s {tmp_path}/content 0 128M", size=128 * MIB)
+    assert _samples.survey(*look(path, opened), "zstd").squeezed == pytest.approx(0.25 * 0.43, abs=0.04)
+
+
 def test_samples_leave_alone_what_is_no_data(tmp_path: Path, opened: list[int]) -> None:
     path = make(tmp_path / "a", "write -P 1 0 1M", "write -z 0 256k", "write -c -P 3 2M 64k")
     trimmed = _clusters.read_zeroed(*opened_header(path, opened), where="scratch")

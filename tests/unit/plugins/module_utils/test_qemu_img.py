@@ -28,7 +28,15 @@ from ansible_collections.hypervisor.storage.plugins.module_utils._errors import 
     VolumeInUse,
 )
 from ansible_collections.hypervisor.storage.plugins.module_utils._landlock import Handed, Only
-from ansible_collections.hypervisor.storage.plugins.module_utils._qemu_img import Completed, Measure, QemuImg, run_team, run_tool
+from ansible_collections.hypervisor.storage.plugins.module_utils._qemu_img import (
+    Completed,
+    Measure,
+    OpenLayer,
+    QemuImg,
+    locate_layers,
+    run_team,
+    run_tool,
+)
 
 needs_qemu = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
 
@@ -109,6 +117,14 @@ RESIZE: dict[str, Any] = {"path": "/pool/-web", "image_format": "raw", "capacity
              "-t", "writeback", "-o", "preallocation=off", "-l", "snapshot.id=1,,x", "-U", "-n", "-c",
              "-B", "/pool/-a,b", "-F", "raw", "--", "/pool/a b", "/proc/self/fd/7"],
             (7, 8),
+            False,
+        ),
+        (
+            "convert",
+            {**CONVERT, "direct": False, "flush": 7},
+            ["convert", "-q", "-f", "raw", "-O", "qcow2", "-W", "-m", "16", "-t", "unsafe", "--", "/pool/a b",
+             "/proc/self/fd/7"],
+            (),
             False,
         ),
         ("measure", MEASURE, ["measure", "--output=json", "-f", "qcow2", "-O", "raw", "--", "/pool/-web"], (), True),
@@ -356,7 +372,7 @@ def test_a_system_that_knows_no_policies(monkeypatch: pytest.MonkeyPatch) -> Non
     ("processors", "shares"),
     [
         ({3}, [{3}, {3}]),
-        ({0, 1}, [{0}, {1}, {0}, {1}]),
+        ({0, 1}, [{0}, {1}]),
         ({2, 5, 7}, [{2}, {5}, {7}]),
         ({0, 1, 2, 3}, [{0}, {1}, {2}, {3}]),
         (range(6), [{0}, {1, 2}, {3}, {4, 5}]),
@@ -493,7 +509,7 @@ def test_measure_for_real(tmp_path: Path) -> None:
 @pytest.mark.parametrize("image_format", ["raw", "qcow2"])
 def test_compare_in_pieces(tmp_path: Path, image_format: str) -> None:
     """Large images, side by side: a difference of one byte is found wherever it is, and at the seams too."""
-    size = 515 * MIB + 512
+    size = 2051 * MIB + 512
     first, second, longer = (tmp_path / name for name in ("first", "second", "longer"))
     for path in (first, second):
         QemuImg().create(path=str(path), image_format=image_format, capacity=size, options={})
@@ -526,7 +542,7 @@ def test_compare_in_pieces(tmp_path: Path, image_format: str) -> None:
 def test_pieces_are_compared_by_who_may_open_no_more() -> None:
     handed: list[Sequence[int]] = []
 
-    def team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int]) -> list[Completed]:
+    def team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int], flush: int | None = None, /) -> list[Completed]:
         handed.append(pass_fds)
         return [Completed(0, "", "")] * len(argvs)
 
@@ -539,7 +555,7 @@ def test_pieces_are_compared_by_who_may_open_no_more() -> None:
 def test_no_further_piece_is_compared_after_a_difference() -> None:
     asked: list[str] = []
 
-    def team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int]) -> list[Completed]:
+    def team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int], flush: int | None = None, /) -> list[Completed]:
         asked.extend(argv[-1] for argv in argvs)
         return [Completed(0, "", ""), Completed(1, "", "")]
 
@@ -548,7 +564,7 @@ def test_no_further_piece_is_compared_after_a_difference() -> None:
             first="json:{}", first_format="qcow2", second="json:{}", second_format="qcow2", capacity=200 * MIB
         )
     assert [json.loads(location[5:]) for location in asked] == [
-        {"driver": "raw", "offset": start * MIB, "file": {}, **({"size": 66 * MIB} if start < 132 else {})} for start in (0, 66, 132)
+        {"driver": "raw", "offset": start * MIB, "file": {}, **({"size": 100 * MIB} if start == 0 else {})} for start in (0, 100)
     ]
 
 
@@ -562,10 +578,52 @@ def test_a_team_takes_them_as_they_end(tmp_path: Path) -> None:
     assert told.index((0, "said\n")) >= 9  # when the last was begun, at most two others were still at work
 
 
+def test_what_a_team_compares_is_flushed_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, while they are at work; and what the disk says to that is heard."""
+    synced, note = tmp_path / "synced", tmp_path / "pid"
+    flushed: list[int] = []
+
+    def sync(fd: int) -> None:
+        flushed.append(fd)
+        synced.touch()
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    patient = ["sh", "-c", f"until [ -e {synced} ]; do sleep 0.05; done"]
+    assert [done.returncode for done in run_team([patient] * 6, (), 7)] == [0] * 6
+    assert flushed == [7]
+    assert run_team([["true"]], ()) == [Completed(0, "", "")]
+    assert flushed == [7]
+
+    def full(fd: int) -> None:
+        while not note.exists():
+            time.sleep(0.01)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fdatasync", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_team([["sh", "-c", f"echo $$ > {note}.new; mv {note}.new {note}; exec sleep 60"], ["true"]], (), 7)
+    assert not is_alive(int(note.read_text()))
+
+
+@pytest.mark.usefixtures("program")
+@pytest.mark.parametrize("capacity", [MIB, 200 * MIB])
+def test_what_is_compared_is_flushed(capacity: int) -> None:
+    flushed: list[int | None] = []
+
+    def team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int], flush: int | None = None, /) -> list[Completed]:
+        flushed.append(flush)
+        return [Completed(0, "", "")] * len(argvs)
+
+    script = Script()
+    images = {"first": "json:{}", "first_format": "qcow2", "second": "json:{}", "second_format": "qcow2"}
+    QemuImg(script, team).compare(**images, capacity=capacity, flush=7)
+    assert flushed == ([7] if capacity > MIB else []) and (capacity > MIB or script.flushed == 7)
+
+
 @pytest.mark.usefixtures("program")
 def test_what_was_not_compared_is_no_success() -> None:
     with pytest.raises(ToolFailed, match="as a whole"):
-        QemuImg(team_runner=lambda argvs, _fds: [Completed(0, "", "")] * (len(argvs) - 1)).compare(
+        QemuImg(team_runner=lambda argvs, *_others: [Completed(0, "", "")] * (len(argvs) - 1)).compare(
             first="json:{}", first_format="qcow2", second="json:{}", second_format="qcow2", capacity=200 * MIB
         )
 
@@ -608,6 +666,39 @@ def test_compare_for_real(tmp_path: Path) -> None:
         compare(other)
     with pytest.raises(ToolFailed, match="Cannot compare"):
         compare(tmp_path / "gone")
+
+
+@needs_qemu
+@pytest.mark.parametrize("options", ["cluster_size=512", "cluster_size=4k", "compat=0.10", "cluster_size=2M", "extended_l2=on"])
+def test_open_layers_for_real(tmp_path: Path, options: str) -> None:
+    """QEMU keeps parts of tables of any image; what is no qcow2 has none."""
+    base, middle, top = (tmp_path / name for name in ("base", "middle", "top"))
+    base.write_bytes(b"b" * MIB)
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, "-b", base, "-F", "raw", middle)
+    run("qemu-io", "-f", "qcow2", "-c", "write -q -P 0x6d 512k 64k", middle)
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", middle, "-F", "qcow2", top)
+    fds = [os.open(path, os.O_RDWR) for path in (top, middle, base)]
+    try:
+        sizes = [info(path).get("cluster-size") for path in (top, middle, base)]
+        image = locate_layers([OpenLayer(fd, kind, size) for fd, kind, size in zip(fds, ("qcow2", "qcow2", "raw"), sizes)])
+        kept = json.loads(image[len("json:") :])
+        assert kept["l2-cache-entry-size"] == 4096
+        assert kept["backing"]["l2-cache-entry-size"] == min(4096, sizes[1])
+        assert "l2-cache-entry-size" not in kept["backing"]["backing"]
+        seen = tmp_path / "seen"
+        QemuImg().convert(
+            source=image, source_format="qcow2", snapshot=None, shared=False, target=str(seen), target_format="raw",
+            options={}, direct=False, pass_fds=fds,
+        )  # fmt: skip
+        assert seen.read_bytes() == b"b" * (MIB // 2) + b"m" * 65536 + b"b" * (MIB // 2 - 65536)
+        vmdk = tmp_path / "vmdk"
+        run("qemu-img", "convert", "-f", "raw", "-O", "vmdk", base, vmdk)
+        fds.append(os.open(vmdk, os.O_RDWR))
+        other = locate_layers([OpenLayer(fds[-1], "vmdk", 65536)])
+        QemuImg().compare(first=other, first_format="vmdk", second=str(base), second_format="raw", pass_fds=fds)
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 @needs_qemu

@@ -100,9 +100,9 @@ def restart(directory: Path) -> str:
         keeper = -1
     if keeper not in processes(root):
         raise HypervisorError(f"no hypervisor runs in {root}")
-    (root / "ended").unlink(missing_ok=True)
+    former = started(root)
     os.kill(keeper, signal.SIGHUP)
-    wait_until_ready(root)
+    wait_until_ready(root, former=former)
     return uri(root)
 
 
@@ -138,21 +138,32 @@ def lay_out(root: Path) -> None:
 
 def launch(root: Path, command: list[str]) -> None:
     """Run the keeper in its namespace as a daemon and wait until libvirtd answers."""
-    (root / "ended").unlink(missing_ok=True)
+    for ended in (root / "started", *root.glob("ended-*")):
+        ended.unlink(missing_ok=True)
     with (root / "log" / "start.log").open("ab") as log:
         daemon = subprocess.Popen(command, env=environment(), cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                   start_new_session=True)
     wait_until_ready(root, daemon)
 
 
-def wait_until_ready(root: Path, daemon: subprocess.Popen[bytes] | None = None) -> None:
+def wait_until_ready(root: Path, daemon: subprocess.Popen[bytes] | None = None, *, former: str = "") -> None:
+    """Until libvirtd answers; ``former`` is one whose end is no news, though the keeper may hear of it late."""
     deadline = time.monotonic() + START_SECONDS
     while not answers(root):
-        if (root / "ended").exists() or (daemon is not None and daemon.poll() is not None):
+        latest = started(root)
+        if (latest != former and (root / f"ended-{latest}").exists()) or (daemon is not None and daemon.poll() is not None):
             raise HypervisorError(f"libvirtd in {root} ended at once:\n{last_words(root)}")
         if time.monotonic() > deadline:
             raise HypervisorError(f"libvirtd in {root} does not answer:\n{last_words(root)}")
         time.sleep(0.05)
+
+
+def started(root: Path) -> str:
+    """The process number of the libvirtd that the keeper has started last."""
+    try:
+        return (root / "started").read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def keep(root: Path) -> None:
@@ -167,6 +178,7 @@ def keep(root: Path) -> None:
     def run_libvirtd(*_: object) -> None:
         nonlocal libvirtd
         libvirtd = spawn("libvirtd", "-f", "/etc/libvirt/libvirtd.conf", "-p", str(root / "libvirtd.pid"))
+        (root / "started").write_text(str(libvirtd))
 
     signal.signal(signal.SIGHUP, run_libvirtd)
     (root / "keeper.pid").write_text(str(os.getpid()))
@@ -174,8 +186,9 @@ def keep(root: Path) -> None:
     run_libvirtd()
     with contextlib.suppress(ChildProcessError):
         while True:
-            if os.wait()[0] == libvirtd:
-                (root / "ended").touch()
+            gone = os.wait()[0]
+            if gone == libvirtd:  # a new one may be started right here
+                (root / f"ended-{gone}").touch()
 
 
 def spawn(*command: str) -> int:

@@ -87,7 +87,9 @@ def test_space_is_stolen(full, masters, name):
                 wait_until(lambda: at_work_in(full.path) == [])
                 assert sorted(os.listdir(full.path)) == sorted([*kind.before, "bystander"])
                 if name != "resize qcow2":  # new metadata of a qcow2 stays for the next try
-                    assert taken(full.path) == each_at_first
+                    # ext4 may keep a block for the tree of a file's extents that had more of them for a while.
+                    now = taken(full.path)
+                    assert all(0 <= now[each] - before <= 4096 for each, before in each_at_first.items()), (now, each_at_first)
                     # No process has a file of the pool open by now, with or without a name: what is still not free is ext4's own
                     # matter. That was 257 KiB twice, under load; what a run would leave is some MiB.
                     wait_until(lambda: abs(free(full.path) - at_first) <= 512 * 1024, timeout=10)  # noqa: B023
@@ -129,12 +131,13 @@ def test_storage_below_has_no_room(promised, storage, masters, name):
     params = {"uri": promised.hypervisor.uri, "pool": promised.name, **kind.wish}
     kind.lay_out(masters, promised.path)
     sh("fstrim", promised.path.parent)
-    sh("sync", "-f", promised.path)
+    os.sync()
     facts = os.statvfs(storage)
     with (storage / "hog").open("wb") as hog:
         os.posix_fallocate(hog.fileno(), 0, facts.f_bavail * facts.f_frsize - 8 * MIB)
     result = run_module(kind.module, params)
     (storage / "hog").unlink()
+    os.sync()
     assert result.get("reason") in REASONS and not result.get("changed"), result
     assert "differs" not in result["msg"], result
     assert sorted(os.listdir(promised.path)) == sorted([*kind.before, "bystander"])

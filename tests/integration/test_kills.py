@@ -23,7 +23,7 @@ import libvirt
 import pytest
 from conftest import at_work_in
 from support.faults import CONTENT, FULL, KINDS, State, Tree, moments, record, state_of
-from support.hypervisors import Hypervisor, Pool, disk, domain_xml, guest_writes
+from support.hypervisors import Hypervisor, Pool, disk, domain_xml, guest_writes, is_reachable
 from support.images import MIB, digest, file_sha, noise, sh, sha, used, wait_until
 from support.images import info as image_info
 from support.jobs import has_no_job, hold_job_of, job_is_lost, jobs, set_speed
@@ -33,11 +33,18 @@ MOMENTS = int(os.environ.get("HYPERVISOR_STORAGE_MOMENTS", "3"))
 
 
 @pytest.fixture(scope="module")
-def mortal(place):
-    """A hypervisor whose daemon is killed."""
+def daemon(place):
     running = Hypervisor(place / "mortal")
     yield running
     running.stop()
+
+
+@pytest.fixture
+def mortal(daemon):
+    """A hypervisor whose daemon is killed; it lives at first, whatever became of it in the test before."""
+    if not is_reachable(daemon.uri) or not daemon.conn.isAlive():
+        daemon.restart()
+    return daemon
 
 
 def is_well(running):

@@ -146,7 +146,7 @@ def _measure_rewrite(bed: Bed, title: str) -> Table:
 
 
 WHY = (
-    "The converting itself takes less time than the bare one, since it runs as SCHED_BATCH. What comes on top is taking samples of what "
-    "there is to gain, and comparing the new image with the old one before the old one is given up, on all processors, which takes "
-    "about a quarter of the time. That comparison stays: it is what makes the loss of the old file safe."
+    "The converting itself takes less time than the bare one, since it runs as SCHED_BATCH and leaves the sync to us, which goes by during "
+    "what comes on top: comparing the new image with the old one before the old one is given up, on all processors, a fifth of the time. "
+    "That comparison stays: it is what makes the loss of the old file safe."
 )

@@ -146,7 +146,8 @@ def _measure_rewrite(bed: Bed, title: str) -> Table:
 
 
 WHY = (
-    "The converting itself takes less time than the bare one, since it runs as SCHED_BATCH and leaves the sync to us, which goes by during "
-    "what comes on top: comparing the new image with the old one before the old one is given up, on all processors, a fifth of the time. "
-    "That comparison stays: it is what makes the loss of the old file safe."
+    "The converting itself takes less time than the bare one, since it runs as SCHED_BATCH. What comes on top is comparing the new image "
+    "with the old one before the old one is given up, on all processors, which takes a fifth of the time. That comparison stays: it is "
+    "what makes the loss of the old file safe. It could begin while the last of the new image is still on its way to the disk, were "
+    "qemu-img told to leave that to us (-t unsafe): tried, 0.06 to 0.1 s less, and not done, so that each tool syncs what it writes."
 )

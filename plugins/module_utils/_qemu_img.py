@@ -21,7 +21,7 @@ import shutil
 import signal
 import stat
 import subprocess
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from . import _landlock
@@ -63,11 +63,8 @@ class Runner(Protocol):
         """Run a tool to its end."""
 
 
-class TeamRunner(Protocol):
-    """What run_team() does."""
-
-    def __call__(self, argvs: Sequence[Sequence[str]], pass_fds: Sequence[int], flush: int | None = None, /) -> Sequence[Completed]:
-        """Run tools side by side."""
+#: What run_team() does.
+TeamRunner = Callable[[Sequence[Sequence[str]], Sequence[int]], Sequence[Completed]]
 
 
 def run_tool(argv: Sequence[str], pass_fds: Sequence[int], limited: bool, flush: int | None = None) -> Completed:
@@ -88,10 +85,8 @@ def run_tool(argv: Sequence[str], pass_fds: Sequence[int], limited: bool, flush:
                     os.fdatasync(flush)
 
 
-def run_team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int], flush: int | None = None) -> list[Completed]:
+def run_team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int]) -> list[Completed]:
     """Run tools that say little, some at a time, until all have ended or one fails; returns those that ended, in any order.
-
-    What was written to the file open as ``flush`` is brought to the disk while the first ones run; raises OSError as that sync would.
 
     Each keeps to its share of the processors: a comparison waits all the time for threads of its own that read and decompress for it,
     and to wake one on another processor takes longer than what it is woken for.
@@ -109,9 +104,6 @@ def run_team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int], flush: int
                 if process.stdout is not None:
                     running[process.stdout.fileno()] = process, share
                     poll.register(process.stdout, select.POLLIN)
-            if flush is not None:
-                os.fdatasync(flush)
-                flush = None
             for fd, _event in poll.poll():
                 poll.unregister(fd)
                 process, share = running.pop(fd)
@@ -255,11 +247,10 @@ class QemuImg:
 
         ``shared`` reads an image that a QEMU has open for writing: right for a frozen internal snapshot alone.
         ``label`` is the source's name for people. ``direct`` writes past the page cache (-t none); otherwise through it, from which
-        what is written to the file open as ``flush`` is brought to the disk meanwhile. The caller syncs, so that qemu-img need not
-        where ``flush`` is given (-t unsafe).
+        what is written to the file open as ``flush`` is brought to the disk meanwhile. The caller syncs.
         """
         argv = ["convert", "-q", "-f", source_format, "-O", target_format, "-W", "-m", "16"]
-        argv += ["-t", "none" if direct else "writeback" if flush is None else "unsafe", *_options(options)]
+        argv += ["-t", "none" if direct else "writeback", *_options(options)]
         argv += _snapshot_option(snapshot)
         if shared:
             argv.append("-U")
@@ -331,14 +322,12 @@ class QemuImg:
         second: str,
         second_format: str,
         capacity: int = 0,
-        flush: int | None = None,
         pass_fds: Sequence[int] = (),
         label: str | None = None,
     ) -> None:
         """Make sure that a guest would see the same in both; the longer one has to end in zeros.
 
-        ``capacity``: bytes that both have at least. Large ones are compared in pieces, side by side. What was written to the file
-        open as ``flush`` is brought to the disk meanwhile; the caller syncs.
+        ``capacity``: bytes that both have at least. Large ones are compared in pieces, side by side.
         """
         fds = _fds(pass_fds, first, second)
         begin = [self._find(), "compare", "-q"]
@@ -346,10 +335,10 @@ class QemuImg:
         if pieces:
             parts = [(_piece_of(first, first_format, *piece), _piece_of(second, second_format, *piece)) for piece in pieces]
             argvs = [[*begin, "-f", "raw", "-F", "raw", "--", *part] for part in parts]
-            ended = self._team_runner(argvs, fds, flush)
+            ended = self._team_runner(argvs, fds)
         else:
             argvs = [[*begin, "-f", first_format, "-F", second_format, "--", first, second]]
-            ended = [self._runner(argvs[0], fds, False, flush)]
+            ended = [self._runner(argvs[0], fds, False)]
         for done in ended:
             if done.returncode == 1:
                 raise ToolFailed(

@@ -119,14 +119,6 @@ RESIZE: dict[str, Any] = {"path": "/pool/-web", "image_format": "raw", "capacity
             (7, 8),
             False,
         ),
-        (
-            "convert",
-            {**CONVERT, "direct": False, "flush": 7},
-            ["convert", "-q", "-f", "raw", "-O", "qcow2", "-W", "-m", "16", "-t", "unsafe", "--", "/pool/a b",
-             "/proc/self/fd/7"],
-            (),
-            False,
-        ),
         ("measure", MEASURE, ["measure", "--output=json", "-f", "qcow2", "-O", "raw", "--", "/pool/-web"], (), True),
         (
             "measure",
@@ -542,7 +534,7 @@ def test_compare_in_pieces(tmp_path: Path, image_format: str) -> None:
 def test_pieces_are_compared_by_who_may_open_no_more() -> None:
     handed: list[Sequence[int]] = []
 
-    def team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int], flush: int | None = None, /) -> list[Completed]:
+    def team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int]) -> list[Completed]:
         handed.append(pass_fds)
         return [Completed(0, "", "")] * len(argvs)
 
@@ -555,7 +547,7 @@ def test_pieces_are_compared_by_who_may_open_no_more() -> None:
 def test_no_further_piece_is_compared_after_a_difference() -> None:
     asked: list[str] = []
 
-    def team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int], flush: int | None = None, /) -> list[Completed]:
+    def team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int]) -> list[Completed]:
         asked.extend(argv[-1] for argv in argvs)
         return [Completed(0, "", ""), Completed(1, "", "")]
 
@@ -578,52 +570,10 @@ def test_a_team_takes_them_as_they_end(tmp_path: Path) -> None:
     assert told.index((0, "said\n")) >= 9  # when the last was begun, at most two others were still at work
 
 
-def test_what_a_team_compares_is_flushed_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once, while they are at work; and what the disk says to that is heard."""
-    synced, note = tmp_path / "synced", tmp_path / "pid"
-    flushed: list[int] = []
-
-    def sync(fd: int) -> None:
-        flushed.append(fd)
-        synced.touch()
-
-    monkeypatch.setattr(os, "fdatasync", sync)
-    patient = ["sh", "-c", f"until [ -e {synced} ]; do sleep 0.05; done"]
-    assert [done.returncode for done in run_team([patient] * 6, (), 7)] == [0] * 6
-    assert flushed == [7]
-    assert run_team([["true"]], ()) == [Completed(0, "", "")]
-    assert flushed == [7]
-
-    def full(fd: int) -> None:
-        while not note.exists():
-            time.sleep(0.01)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fdatasync", full)
-    with pytest.raises(OSError, match="No space left"):
-        run_team([["sh", "-c", f"echo $$ > {note}.new; mv {note}.new {note}; exec sleep 60"], ["true"]], (), 7)
-    assert not is_alive(int(note.read_text()))
-
-
-@pytest.mark.usefixtures("program")
-@pytest.mark.parametrize("capacity", [MIB, 200 * MIB])
-def test_what_is_compared_is_flushed(capacity: int) -> None:
-    flushed: list[int | None] = []
-
-    def team(argvs: Sequence[Sequence[str]], pass_fds: Sequence[int], flush: int | None = None, /) -> list[Completed]:
-        flushed.append(flush)
-        return [Completed(0, "", "")] * len(argvs)
-
-    script = Script()
-    images = {"first": "json:{}", "first_format": "qcow2", "second": "json:{}", "second_format": "qcow2"}
-    QemuImg(script, team).compare(**images, capacity=capacity, flush=7)
-    assert flushed == ([7] if capacity > MIB else []) and (capacity > MIB or script.flushed == 7)
-
-
 @pytest.mark.usefixtures("program")
 def test_what_was_not_compared_is_no_success() -> None:
     with pytest.raises(ToolFailed, match="as a whole"):
-        QemuImg(team_runner=lambda argvs, *_others: [Completed(0, "", "")] * (len(argvs) - 1)).compare(
+        QemuImg(team_runner=lambda argvs, _fds: [Completed(0, "", "")] * (len(argvs) - 1)).compare(
             first="json:{}", first_format="qcow2", second="json:{}", second_format="qcow2", capacity=200 * MIB
         )
 
